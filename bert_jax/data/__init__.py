@@ -1,0 +1,1 @@
+"""From raw text to batches: readers, tokenizer, corpus, instances by index, loader."""

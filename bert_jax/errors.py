@@ -1,0 +1,34 @@
+"""Errors meant for people, and the wrapper that every command-line entry runs in."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one line saying what, where and what to do about it."""
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs an entry's `main(argv)`; a `UserError` becomes one line on stderr and exit code 2."""
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; a wrong name, type or value of one is a `UserError`."""
+    try:
+        rest = flags.FLAGS(argv)
+    except UserError:
+        raise
+    # ml_collections reports a wrong override as a plain Python error of several kinds.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        message = " ".join(str(error.args[0] if error.args else error).split())
+        raise UserError(f"{message} (--help lists the flags)") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    return rest

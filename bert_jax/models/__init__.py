@@ -1,0 +1,1 @@
+"""Flax modules: layers, the encoder, and the heads on top of it."""
