@@ -1,0 +1,28 @@
+"""BERT in JAX: pre-train, ablate, fine-tune and convert, on a laptop core or a TPU pod.
+
+Map of the package, from the top down (imports go downwards only):
+  main, prepare      entries: pre-train; raw text -> tokenised corpus with its vocabulary
+  inference          `load(path)` -> fill_mask, embed, hidden_states
+  train, report      the one training loop; what it leaves behind for people
+  config, optim, sharding, checkpoint, metrics
+  objectives         what is learnt: pure functions of (params, batch, key)
+  models             layers, encoder, heads
+  data               text, tokenizer, corpus, instances by index, loader
+  errors             `UserError`: one line for people, exit code 2
+
+Shape alphabet, used in every signature, comment and einsum:
+  B batch, S sequence (T where keys and queries differ), M predicted positions, D model width,
+  N heads, H head width, F feed-forward width, L layers, V vocabulary, C classes.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def load(path: str, **options: Any):
+    """Opens a trained model for use; see `bert_jax.inference.load`."""
+    from bert_jax import inference  # late: `import bert_jax` alone should not import jax
+
+    return inference.load(path, **options)

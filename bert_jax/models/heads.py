@@ -1,0 +1,73 @@
+"""Heads on top of the encoder."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_jax.models.layers import ACTIVATIONS, EncoderConfig, initializer, norm, zeros
+
+
+class Pooler(nn.Module):
+    """tanh(dense) of the first position ([CLS])."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[B, S, D] -> [B, D]."""
+        c = self.config
+        dense = nn.Dense(
+            c.width,
+            dtype=c.dtype,
+            kernel_init=initializer(c, "model", None),
+            bias_init=zeros(None),
+            name="dense",
+        )
+        return jnp.tanh(dense(hidden[:, 0]))
+
+
+class MlmHead(nn.Module):
+    """Dense, activation, layer norm, then the token embeddings again (tied) plus a bias."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, token_embeddings: jax.Array) -> jax.Array:
+        """hidden [B, M, D] at the predicted positions, table [V, D] -> logits float32 [B, M, V]."""
+        c = self.config
+        dense = nn.Dense(
+            c.width,
+            dtype=c.dtype,
+            kernel_init=initializer(c, "model", None),
+            bias_init=zeros(None),
+            name="dense",
+        )
+        x = norm(c)(ACTIVATIONS[c.activation](dense(hidden)))
+        bias = self.param("bias", zeros("vocab"), (c.vocab_size,))
+        logits = jnp.einsum(
+            "bmd,vd->bmv",
+            x,
+            token_embeddings.astype(c.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits + bias
+
+
+class Classifier(nn.Module):
+    """A dense layer from a vector to C classes; with C = 2 on the pooled output, the NSP head."""
+
+    config: EncoderConfig
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> logits float32 [..., C]."""
+        c = self.config
+        dense = nn.Dense(
+            self.classes,
+            dtype=c.dtype,
+            kernel_init=initializer(c, "model", None),
+            bias_init=zeros(None),
+            name="dense",
+        )
+        return dense(x).astype(jnp.float32)

@@ -1,0 +1,55 @@
+"""The objective protocol, and means that are divided once, over the global batch."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Params = Any  # a plain tree of float32 arrays
+Batch = Mapping[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Mean:
+    """A mean kept as (sum, count), so that shards, micro-batches and steps just add up.
+
+    A loss of several terms has vectors here, one entry a term: it is the sum of the terms' means.
+    """
+
+    sum: jax.Array  # float32 [] or [terms]
+    count: jax.Array  # float32, the same shape
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.sum + other.sum, self.count + other.count)
+
+    def value(self) -> jax.Array:
+        """The mean; 0 where nothing was counted."""
+        return jnp.sum(self.sum / jnp.maximum(self.count, 1e-9))
+
+
+class Objective(Protocol):
+    """What a loop trains. Everything random, corruption included, is a function of its keys."""
+
+    def init(self, key: jax.Array, batch: Batch) -> Params:
+        """Fresh parameters, still boxed with their logical axes (flax `LogicallyPartitioned`)."""
+        ...
+
+    def loss(
+        self, params: Params, batch: Batch, key: jax.Array, train: bool
+    ) -> tuple[Mean, dict[str, Mean]]:
+        """The loss and the metrics of a batch; counts must not depend on the parameters."""
+        ...
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array) -> Mean:
+    """The mean of `values` under `weights` of the same shape."""
+    return Mean(jnp.sum(values * weights), jnp.sum(weights))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy in float32: logits [..., C], labels int[...] -> [...]."""
+    logits = logits.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked

@@ -1,0 +1,91 @@
+"""Masked language modelling, with or without next sentence prediction (BERT, section 3.1)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
+from bert_jax.models.heads import Classifier, MlmHead, Pooler
+from bert_jax.objectives.base import Batch, Mean, Params, cross_entropy, weighted_mean
+from bert_jax.objectives.corruption import Masking, corrupt, instance_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM:
+    """The MLM loss over the predicted positions, plus the NSP loss, unweighted (paper, A.2).
+
+    A batch holds tokens, segments int[B, S]; lengths int[B]; instance int[B, 2], the id that its
+    corruption is drawn from; weight float32[B], 0 for filler rows; and, with `nsp`,
+    is_random_next int[B] (1: the second segment is from elsewhere).
+    """
+
+    encoder: EncoderConfig
+    masking: Masking
+    nsp: bool = True
+    seed: int = 0  # of the corruption
+
+    def init(self, key: jax.Array, batch: Batch) -> Params:
+        """Parameters {encoder, mlm_head[, pooler, nsp_head]}, boxed with logical axes."""
+        c = self.encoder
+        keys = jax.random.split(key, 4)
+        tokens, segments = batch["tokens"][:1], batch["segments"][:1]
+        hidden = jnp.zeros((1, 1, c.width))
+        table = jnp.zeros((c.vocab_size, c.width))
+        params = {
+            "encoder": Encoder(c).init(keys[0], tokens, segments, None)["params"],
+            "mlm_head": MlmHead(c).init(keys[1], hidden, table)["params"],
+        }
+        if self.nsp:
+            params["pooler"] = Pooler(c).init(keys[2], hidden)["params"]
+            params["nsp_head"] = Classifier(c, 2).init(keys[3], hidden[:, 0])["params"]
+        return params
+
+    def corrupted(self, batch: Batch) -> dict[str, jax.Array]:
+        """The batch as the model sees it; see `corruption.corrupt`. Filler rows weigh nothing."""
+        keys = instance_keys(jax.random.key(self.seed), batch["instance"])
+        seen = corrupt(self.masking, batch["tokens"], batch["lengths"], keys)
+        return seen | {"weights": seen["weights"] * batch["weight"][:, None]}
+
+    def logits(
+        self, params: Params, tokens: jax.Array, batch: Batch, positions: jax.Array, key=None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """MLM logits [B, M, V] at positions int[B, M], and NSP logits [B, 2] (or None)."""
+        c = self.encoder
+        mask = padding_mask(batch["lengths"], tokens.shape[1])
+        hidden = Encoder(c).apply(
+            {"params": params["encoder"]}, tokens, batch["segments"], mask, key
+        )
+        # Only the predicted positions meet the vocabulary.
+        predicted = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+        table = params["encoder"]["embeddings"]["token"]
+        mlm = MlmHead(c).apply({"params": params["mlm_head"]}, predicted, table)
+        if not self.nsp:
+            return mlm, None
+        pooled = Pooler(c).apply({"params": params["pooler"]}, hidden)
+        return mlm, Classifier(c, 2).apply({"params": params["nsp_head"]}, pooled)
+
+    def loss(
+        self, params: Params, batch: Batch, key: jax.Array, train: bool
+    ) -> tuple[Mean, dict[str, Mean]]:
+        """Loss (terms: MLM[, NSP]) and metrics mlm_loss, mlm_accuracy[, nsp_loss, nsp_accuracy]."""
+        seen = self.corrupted(batch)
+        mlm, nsp = self.logits(
+            params, seen["tokens"], batch, seen["positions"], key if train else None
+        )
+        metrics = _prediction_metrics("mlm", mlm, seen["labels"], seen["weights"])
+        if nsp is not None:
+            metrics |= _prediction_metrics("nsp", nsp, batch["is_random_next"], batch["weight"])
+        terms = [mean for name, mean in metrics.items() if name.endswith("loss")]
+        loss = Mean(jnp.stack([t.sum for t in terms]), jnp.stack([t.count for t in terms]))
+        return loss, metrics
+
+
+def _prediction_metrics(
+    name: str, logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> dict[str, Mean]:
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return {
+        f"{name}_loss": weighted_mean(cross_entropy(logits, labels), weights),
+        f"{name}_accuracy": weighted_mean(right, weights),
+    }
