@@ -1,0 +1,9 @@
+"""placeholder, replaced in minutes"""
+
+
+class Tokenizer:
+    pass
+
+
+def load_tokenizer(path, lowercase=None):
+    raise NotImplementedError
