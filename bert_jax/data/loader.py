@@ -1,0 +1,131 @@
+"""Batches of instances for one process, loaded ahead by Grain threads or worker processes.
+
+Step t of a run takes slots t * batch_size .. of `Instances`, whatever the number of processes,
+workers or devices; so the state of the input is one integer, the step.
+"""
+
+from collections.abc import Generator
+
+import grain
+import numpy as np
+
+from bert_jax.data.instances import Batch, Instances
+from bert_jax.errors import UserError
+
+# Reading and NumPy release the interpreter's lock only in part: more threads gain nothing.
+_THREADS = 2
+_PREFETCH = 8  # batches made ahead per process or worker
+
+
+def train_batches(
+    instances: Instances,
+    batch_size: int,
+    start_step: int,
+    stop_step: int,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Generator[Batch, None, None]:
+    """The batches of steps start_step .. stop_step - 1; finding the first costs the same for all.
+
+    Args:
+      instances: where they come from.
+      batch_size: global, B * process_count.
+      start_step, stop_step: steps of the whole run.
+      workers: processes that make batches ahead; 0: threads of this process.
+      process_index, process_count: this process gets rows process_index * B .. of each batch.
+
+    Returns:
+      Generator of batches as of `Instances.batch`. Its close() ends threads and workers; so do its
+      end, an error and garbage collection.
+
+    Raises:
+      UserError: the batch size does not divide by the processes.
+    """
+    source = _Steps(instances, batch_size, stop_step, process_index, process_count)
+    # A whole batch is one element of the source: batching after the split over workers would make
+    # the contents of batches depend on their number.
+    steps = grain.MapDataset.source(source).slice(slice(start_step, stop_step))
+    batches = steps.to_iter_dataset(
+        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)
+    )
+    if workers:
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_PREFETCH)
+        )
+    return _closing(batches)
+
+
+def eval_batches(
+    instances: Instances,
+    batch_size: int,
+    count: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> list[Batch]:
+    """The first `count` instances of pass 0, or all of it: for a fixed seed, a fixed random sample.
+
+    Args:
+      instances: of the held-out split, under a seed that is the same for all runs to be compared.
+      batch_size: global, B * process_count.
+      count: instances over all processes; more than a pass has means all of it.
+      process_index, process_count: this process gets rows process_index * B .. of each batch.
+
+    Returns:
+      Batches of one shape as of `Instances.batch`. The last is filled up with copies of slot 0 of
+      weight 0: real text, so that nothing computed from it is infinite.
+
+    Raises:
+      UserError: the batch size does not divide by the processes.
+    """
+    count = instances.per_pass if count is None else min(count, instances.per_pass)
+    steps = -(-count // batch_size)
+    source = _Steps(instances, batch_size, steps, process_index, process_count)
+    batches = []
+    for step in range(steps):
+        slots = source.slots(step)
+        is_real = slots < count
+        batch = instances.batch(np.where(is_real, slots, 0))
+        batch["weight"] = is_real.astype(np.float32)
+        batches.append(batch)
+    return batches
+
+
+def instance_ids(instances: Instances, batch_size: int, step: int) -> np.ndarray:
+    """(pass, index in the pass) of all instances of a step, int32[batch_size, 2]."""
+    return instances.ids(step * batch_size + np.arange(batch_size))
+
+
+class _Steps:
+    """Random-access source for Grain: element t is this process's rows of the batch of step t."""
+
+    def __init__(
+        self, instances: Instances, batch_size: int, stop: int, process_index: int, processes: int
+    ):
+        if batch_size < 1 or batch_size % processes:
+            raise UserError(
+                f"batch_size {batch_size} (over all processes) does not divide by the {processes} "
+                "processes: choose a multiple"
+            )
+        self._instances, self._batch_size, self._stop = instances, batch_size, stop
+        rows = batch_size // processes
+        self._rows = process_index * rows + np.arange(rows)
+
+    def __len__(self) -> int:
+        return self._stop
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._instances.batch(self.slots(step))
+
+    def slots(self, step: int) -> np.ndarray:
+        """The slots int64[B] of this process at a step."""
+        return step * self._batch_size + self._rows
+
+
+def _closing(batches: grain.IterDataset) -> Generator[Batch, None, None]:
+    """Iterates; ends the threads and workers behind it whichever way that ends."""
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

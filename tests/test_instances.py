@@ -1,0 +1,366 @@
+"""Instances by index: the released algorithm exactly, and the randomness behind it."""
+
+import collections
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import reference_instances as reference
+
+from bert_jax.data.draws import Purpose, below, random_bits, uniform
+from bert_jax.data.instances import Instances
+from bert_jax.errors import UserError
+
+CLS, SEP, PAD = 2, 3, 0
+
+
+class ListSplit:
+    """A corpus split in memory: documents are lists of sentences, lists of token ids."""
+
+    def __init__(self, documents):
+        self.documents = documents
+        self.sentences = [np.array(s, np.int32) for document in documents for s in document]
+        self.sentence_lengths = np.array([len(s) for s in self.sentences], np.int32)
+        self.document_ends = np.cumsum([len(d) for d in documents]).astype(np.int64)
+
+    def tokens(self, starts, ends):
+        document = np.searchsorted(self.document_ends, starts, side="right")
+        assert (ends > starts).all() and (ends <= self.document_ends[document]).all()
+        ranges = zip(starts.tolist(), ends.tolist(), strict=True)
+        return [np.concatenate(self.sentences[start:end]) for start, end in ranges]
+
+
+def random_documents(rng, documents, sentences, length, long=0.0):
+    """Documents with up to `sentences` sentences of up to `length` tokens, some `long` times that.
+    No two tokens are the same, so that an equal token means the same place in the text."""
+    result, token = [], 10
+    for _ in range(documents):
+        document = []
+        for _ in range(rng.integers(1, sentences + 1)):
+            n = int(rng.integers(1, length + 1)) * (40 if rng.random() < long else 1)
+            document.append(list(range(token, token + n)))
+            token += n
+        result.append(document)
+    return result
+
+
+def make(documents, seq_length=32, seed=5, **options):
+    return Instances(ListSplit(documents), seq_length, seed, CLS, SEP, PAD, **options)
+
+
+def rows(batch, what):
+    """Rows of a [B, S] array without their padding, as lists."""
+    return [row[:n].tolist() for row, n in zip(batch[what], batch["lengths"], strict=True)]
+
+
+SHAPES = {  # documents, sentences, longest sentence, share of sentences 40 times as long
+    "ordinary": (20, 30, 12, 0.0),
+    "one_document": (1, 60, 9, 0.0),
+    "two_documents": (2, 40, 9, 0.1),
+    "one_sentence_each": (50, 1, 30, 0.1),
+    "long_sentences": (6, 12, 60, 0.5),
+    "tiny_sentences": (10, 200, 2, 0.0),
+}
+
+
+@pytest.mark.parametrize("short", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_the_reference_instance_by_instance(shape, short):
+    for trial, seq_length in enumerate([5, 6, 8, 16, 31, 64, 128]):
+        rng = np.random.default_rng([trial, len(shape)])
+        documents = random_documents(rng, *SHAPES[shape])
+        instances = make(documents, seq_length, seed=trial - 2, short_seq_prob=short)
+        for pass_ in (0, 3):
+            expected = reference.pass_instances(
+                documents, seq_length, short, reference.KeyedDraws(trial - 2, pass_)
+            )
+            order = instances._order(pass_)
+            assert sorted(order) == [x.first_sentence for x in expected]
+            expected = {x.first_sentence: x for x in expected}
+            # Every slot of the pass, and beyond its own chunks where it has fewer than pass 0.
+            n = instances.per_pass
+            wanted = [expected[int(order[i % len(order)])] for i in range(n)]
+            batch = instances.batch(pass_ * n + np.arange(n))
+            assert rows(batch, "tokens") == [x.tokens(CLS, SEP) for x in wanted]
+            assert rows(batch, "segments") == [x.segments() for x in wanted]
+            assert batch["is_random_next"].tolist() == [x.is_random_next for x in wanted]
+            assert batch["instance"].tolist() == [[pass_, i] for i in range(n)]
+            padding = np.arange(seq_length) >= batch["lengths"][:, None]
+            assert (batch["tokens"][padding] == PAD).all()
+            assert (batch["segments"][padding] == 0).all()
+            assert (batch["weight"] == 1).all()
+
+
+def test_plans_do_not_depend_on_the_size_of_the_planning_window(monkeypatch):
+    documents = random_documents(np.random.default_rng(0), 8, 40, 9)
+    whole = make(documents)._layout.chunks(1)
+    for window in (1, 3, 50):
+        monkeypatch.setattr("bert_jax.data.instances._PLAN_SENTENCES", window)
+        assert (make(documents)._layout.chunks(1) == whole).all()
+
+
+# Statistics against the reference under independent randomness -----------------------------------
+
+
+def statistics(instances, count, total_tokens):
+    """Facts about a pass of `count` instances from reference `Instance`s."""
+    lengths = np.array([len(x.a) + len(x.b) for x in instances])
+    random = [x for x in instances if x.is_random_next]
+    return {
+        "instances_per_token": count / total_tokens,
+        "random_next": len(random) / len(instances),
+        "b_from_another_document": np.mean([x.b_document != x.document for x in random]),
+        "a_share": np.mean([len(x.a) / (len(x.a) + len(x.b)) for x in instances]),
+        "front_cuts": sum(x.front_cuts for x in instances) / sum(x.cuts for x in instances),
+        "cut_tokens": np.mean([x.cuts for x in instances]),
+        **{f"length_{q}": np.quantile(lengths, q) for q in (0.05, 0.25, 0.5)},
+        "mean_length": lengths.mean(),
+        "full": np.mean(lengths == lengths.max()),
+    }
+
+
+def observed(instances, pass_, documents):
+    """Our instances of a pass in the reference's form, read off the arrays alone."""
+    document_of, sentence_of, place_of = {}, {}, {}
+    sentence_number = 0
+    for number, document in enumerate(documents):
+        for sentence in document:
+            for place, token in enumerate(sentence):
+                document_of[token], sentence_of[token] = number, sentence_number
+                place_of[token] = place, len(sentence)
+            sentence_number += 1
+    n = len(instances._order(pass_))
+    batch = instances.batch(pass_ * instances.per_pass + np.arange(min(n, instances.per_pass)))
+    result = []
+    for tokens, is_random in zip(rows(batch, "tokens"), batch["is_random_next"], strict=True):
+        middle = tokens.index(SEP)
+        a, b = tokens[1:middle], tokens[middle + 1 : -1]
+        # What is missing of the first and last sentence of a segment was cut.
+        front = place_of[a[0]][0] + place_of[b[0]][0]
+        back = sum(place_of[x[-1]][1] - 1 - place_of[x[-1]][0] for x in (a, b))
+        result.append(
+            reference.Instance(
+                sentence_of[a[0]], a, b, bool(is_random), document_of[a[0]], document_of[b[0]],
+                front, front + back,
+            )
+        )  # fmt: skip
+    return result
+
+
+def assert_statistics_agree(documents, seq_length, passes):
+    """Our passes against as many of the reference under Python's own randomness: every fact within
+    four standard errors of the difference, as estimated from the passes."""
+    total = sum(len(sentence) for document in documents for sentence in document)
+    instances = make(documents, seq_length, seed=1)
+    ours, theirs = [], []
+    for i in range(passes):
+        count = len(instances._order(i))
+        ours.append(statistics(observed(instances, i, documents), count, total))
+        free = reference.pass_instances(documents, seq_length, 0.1, reference.FreeDraws(i))
+        theirs.append(statistics(free, len(free), total))
+    for name in ours[0]:
+        a, b = (np.array([facts[name] for facts in side]) for side in (ours, theirs))
+        error = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / passes)
+        assert abs(a.mean() - b.mean()) <= 4 * error + 1e-9, (name, a, b)
+        assert error <= 0.03 * b.mean(), (name, "passes too few to tell anything")
+    return {name: np.mean([facts[name] for facts in ours]) for name in ours[0]}
+
+
+def test_statistics_agree_with_independent_randomness():
+    rng = np.random.default_rng(7)
+    documents, token = [], 10
+    for _ in range(400):  # sentences as long as in prose: log-normal around 21
+        lengths = np.clip(rng.lognormal(2.9, 0.6, rng.integers(10, 60)), 1, 200).astype(int)
+        ends = token + lengths.cumsum()
+        documents.append([list(range(e - n, e)) for n, e in zip(lengths, ends, strict=True)])
+        token = int(ends[-1])
+    facts = assert_statistics_agree(documents, 128, passes=8)
+    assert 0.5 < facts["random_next"] < 0.6  # above a half: chunks of one sentence, too
+    assert facts["front_cuts"] == pytest.approx(0.5, abs=0.01)
+
+
+# Passes, order, batches --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_an_instance_does_not_depend_on_its_batch(pairs):
+    documents = random_documents(np.random.default_rng(1), 20, 30, 12)
+    instances = make(documents, pairs=pairs)
+    n = 2 * instances.per_pass + 5
+    whole = instances.batch(np.arange(n))
+    shuffled = np.random.default_rng(2).permutation(n)
+    again = make(documents, pairs=pairs)
+    for part in np.array_split(shuffled, 17):
+        for name, array in again.batch(part).items():
+            assert array.dtype in (np.int32, np.float32)
+            assert (array == whole[name][part]).all(), name
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_passes_and_seeds_differ(pairs):
+    documents = random_documents(np.random.default_rng(3), 20, 60, 12)
+    first = make(documents, pairs=pairs)
+    n = first.per_pass
+
+    def contents(instances, pass_):
+        return rows(instances.batch(pass_ * n + np.arange(n)), "tokens")
+
+    for other in (contents(first, 1), contents(make(documents, seed=6, pairs=pairs), 0)):
+        same_slot = np.mean([x == y for x, y in zip(contents(first, 0), other, strict=True)])
+        seen = {tuple(x) for x in contents(first, 0)}
+        assert same_slot < 0.02
+        assert np.mean([tuple(x) in seen for x in other]) < 0.3
+    assert contents(first, 0) == contents(make(documents, pairs=pairs), 0)
+
+
+def test_static_data_repeat_after_dupe_factor_passes():
+    documents = random_documents(np.random.default_rng(4), 10, 30, 12)
+    static, dynamic = make(documents, dupe_factor=2), make(documents)
+    n = static.per_pass
+    slots = np.arange(2 * n)
+    once = static.batch(slots)
+    for name, array in static.batch(slots + 2 * n).items():
+        assert (array == once[name]).all(), name  # instance, too: so masks repeat
+    for name, array in dynamic.batch(slots).items():
+        assert (array == once[name]).all(), name
+    assert set(once["instance"][:, 0]) == {0, 1}
+
+
+def test_the_order_is_a_random_permutation_of_the_whole_text():
+    documents = random_documents(np.random.default_rng(5), 100, 60, 12)
+    instances = make(documents)
+    for pass_ in range(2):
+        order, chunks = instances._order(pass_), instances._layout.chunks(pass_)
+        assert (np.sort(order) == chunks).all()
+        assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.05
+    # The first slots, which evaluation takes, are spread over the documents.
+    first = instances._text.document_of(instances._order(0)[:100])
+    assert len(set(first.tolist())) > 45
+    assert np.histogram(first, 4, (0, 100))[0].min() > 10
+
+
+def test_threads_and_pickles_give_the_same_batch():
+    documents = random_documents(np.random.default_rng(6), 20, 60, 12)
+    instances = make(documents)
+    slots = np.arange(instances.per_pass - 4, instances.per_pass + 4)
+    expected = instances.batch(slots)["tokens"]
+    fresh = pickle.loads(pickle.dumps(make(documents)))
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(fresh.batch(slots)["tokens"]))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8 and all((x == expected).all() for x in results)
+
+
+def test_only_a_few_plans_are_kept():
+    instances = make(random_documents(np.random.default_rng(6), 5, 20, 12))
+    for pass_ in range(10):
+        instances.batch(np.array([pass_ * instances.per_pass]))
+    assert len(instances._orders) <= 3
+
+
+# Blocks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seq_length", [3, 8, 64])
+def test_blocks_cover_every_document_once_and_move_from_pass_to_pass(seq_length):
+    documents = random_documents(np.random.default_rng(8), 15, 30, 12, long=0.05)
+    instances = make(documents, seq_length, pairs=False)
+    n = instances.per_pass
+    width = seq_length - 2
+    sizes = [sum(map(len, document)) for document in documents]
+    assert n == sum(-(-size // width) for size in sizes)
+    first_lengths = []
+    for pass_ in range(3):
+        batch = instances.batch(pass_ * n + np.arange(n))
+        assert "is_random_next" not in batch
+        assert (batch["segments"] == 0).all()
+        found = rows(batch, "tokens")
+        assert all(row[0] == CLS and row[-1] == SEP and len(row) > 2 for row in found)
+        blocks = sorted(row[1:-1] for row in found)
+        assert all(block == list(range(block[0], block[-1] + 1)) for block in blocks)
+        assert [t for block in blocks for t in block] == list(range(10, 10 + sum(sizes)))
+        starts, token = {block[0]: len(block) for block in blocks}, 10
+        for size in sizes:
+            assert token in starts  # no block crosses into the document
+            first_lengths.append(starts[token])
+            token += size
+    if width > 1:
+        assert len(set(zip(*np.array(first_lengths).reshape(3, -1), strict=True))) > 1
+        a, b, _ = np.array(first_lengths).reshape(3, -1)
+        assert (a != b).any()
+
+
+# Randomness --------------------------------------------------------------------------------------
+
+
+def test_the_hash_is_splitmix64():
+    # Outputs of the published generator for seed 1234567 (state increments by the golden ratio).
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [
+        int(random_bits(1234567 * pow(0x9E3779B97F4A7C15, -1, 2**64) + i)[0]) for i in range(3)
+    ] == expected
+    keys = np.array([0, 1, 7, 2**40, -1])
+    for seed in (0, -3, 2**70 + 1):
+        ours = random_bits(seed, Purpose.A_END, 4, keys, 2)
+        assert ours.tolist() == [reference.keyed_bits(seed, 3, 4, k, 2) for k in keys.tolist()]
+
+
+def test_draws_are_uniform_and_independent_of_each_other():
+    n = 200_000
+    position = np.arange(n)
+    a = uniform(1, Purpose.A_END, 0, position)
+    counts = np.histogram(a, 100, (0, 1))[0]
+    assert ((counts - n / 100) ** 2 / (n / 100)).sum() < 150  # chi square, 99 degrees: p 0.0007
+    others = {
+        "purpose": uniform(1, Purpose.RANDOM_NEXT, 0, position),
+        "pass": uniform(1, Purpose.A_END, 1, position),
+        "seed": uniform(2, Purpose.A_END, 0, position),
+        "neighbour": uniform(1, Purpose.A_END, 0, position + 1),
+        "counter": uniform(1, Purpose.A_END, 0, position, 1),
+    }
+    for name, b in others.items():
+        counts = np.histogram2d(a, b, 10, [[0, 1], [0, 1]])[0]
+        assert ((counts - n / 100) ** 2 / (n / 100)).sum() < 150, name
+    bits = random_bits(1, Purpose.CUT_A, 0, position)[:, None] >> np.arange(64, dtype=np.uint64) & 1
+    assert abs(bits.mean(axis=0) - 0.5).max() < 0.006  # every bit is a fair coin: 5 sigma
+    assert abs(np.corrcoef(bits.T) - np.eye(64)).max() < 0.0125
+
+
+def test_below_reaches_every_number_and_never_the_bound():
+    draws = uniform(3, np.arange(60_000))
+    for bound in (1, 2, 3, 7, 10):
+        counts = collections.Counter(below(draws, bound).tolist())
+        assert sorted(counts) == list(range(bound))
+        assert max(counts.values()) - min(counts.values()) < 0.1 * 60_000 / bound + 900
+    largest = np.array([1 - 2.0**-53])
+    assert all(below(largest, bound)[0] == bound - 1 for bound in (1, 2, 3, 10, 10**6 + 3, 2**40))
+    assert below(largest, 0)[0] == 0
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seq_length": 4}, "seq_length 4 is too short"),
+        ({"seq_length": 2, "pairs": False}, "seq_length 2 is too short"),
+        ({"short_seq_prob": 1.5}, "short_seq_prob 1.5"),
+        ({"dupe_factor": 0}, "dupe_factor 0"),
+    ],
+)
+def test_values_that_make_no_instance_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        make([[[5, 6], [7]]], **options)
+
+
+def test_an_empty_split_is_named():
+    with pytest.raises(UserError, match="no document"):
+        make([])
