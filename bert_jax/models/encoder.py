@@ -22,7 +22,7 @@ SIZES = {
 
 def padding_mask(lengths: jax.Array, sequence_length: int) -> jax.Array:
     """int[B] -> bool[B, 1, S]: every query may look at the real tokens and at no padding."""
-    return (jnp.arange(sequence_length) < lengths[:, None])[:, None]
+    return (jnp.arange(sequence_length)[None] < lengths[:, None])[:, None]
 
 
 class Encoder(nn.Module):

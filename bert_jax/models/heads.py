@@ -50,7 +50,7 @@ class MlmHead(nn.Module):
             token_embeddings.astype(c.dtype),
             preferred_element_type=jnp.float32,
         )
-        return logits + bias
+        return logits + bias[None, None]
 
 
 class Classifier(nn.Module):

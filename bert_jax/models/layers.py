@@ -93,7 +93,8 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
     for axis, size in enumerate(x.shape[:-1]):
         row = row * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis)
     row = _mix(_mix(row + words[0]) ^ words[1])
-    bits = _mix(row ^ _mix(jnp.arange(x.shape[-1], dtype=jnp.uint32) + words[1]))
+    column = jax.lax.broadcasted_iota(jnp.uint32, (1,) * (x.ndim - 1) + x.shape[-1:], x.ndim - 1)
+    bits = _mix(row ^ _mix(column + words[1]))
     keep = bits >= np.uint32(round(rate * 2**32))
     return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
