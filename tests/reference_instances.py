@@ -58,16 +58,12 @@ class FreeDraws:
 
 @dataclasses.dataclass
 class Instance:
-    """An instance before it becomes arrays; the last three fields are for statistics."""
+    """An instance before it becomes arrays."""
 
     first_sentence: int  # of its chunk, counted over the corpus
     a: list
     b: list
     is_random_next: bool
-    document: int
-    b_document: int
-    front_cuts: int
-    cuts: int
 
     def tokens(self, cls_id, sep_id):
         return [cls_id, *self.a, sep_id, *self.b, sep_id]
@@ -103,15 +99,14 @@ def _document_instances(documents, number, first, seq_length, short_seq_prob, dr
             if len(chunk) >= 2:
                 a_end = 1 + int(draws.uniform(Purpose.A_END, key) * (len(chunk) - 1))
             a = [token for sentence in chunk[:a_end] for token in sentence]
-            b, b_document = [], number
             is_random = len(chunk) == 1 or draws.uniform(Purpose.RANDOM_NEXT, key) < 0.5
             if is_random:
-                b, b_document = _random_segment(documents, number, target - len(a), key, draws)
+                b = _random_segment(documents, number, target - len(a), key, draws)
                 i -= len(chunk) - a_end
             else:
                 b = [token for sentence in chunk[a_end:] for token in sentence]
-            front, cuts = _truncate(a, b, limit, key, draws)
-            instances.append(Instance(key, a, b, is_random, number, b_document, front, cuts))
+            _truncate(a, b, limit, key, draws)
+            instances.append(Instance(key, a, b, is_random))
             chunk, length = [], 0
         i += 1
     return instances
@@ -128,19 +123,16 @@ def _random_segment(documents, number, wanted, key, draws):
         segment += sentence
         if len(segment) >= wanted:
             break
-    return segment, other
+    return segment
 
 
 def _truncate(a, b, limit, key, draws):
-    """Cuts the lists in place; (cuts at the front, all cuts)."""
+    """Cuts the lists in place."""
     done = {Purpose.CUT_A: 0, Purpose.CUT_B: 0}
-    front = 0
     while len(a) + len(b) > limit:
         longer, purpose = (a, Purpose.CUT_A) if len(a) > len(b) else (b, Purpose.CUT_B)
         if draws.coin(purpose, key, done[purpose]):
             del longer[0]
-            front += 1
         else:
             longer.pop()
         done[purpose] += 1
-    return front, sum(done.values())

@@ -103,67 +103,60 @@ def test_plans_do_not_depend_on_the_size_of_the_planning_window(monkeypatch):
 # Statistics against the reference under independent randomness -----------------------------------
 
 
-def statistics(instances, count, total_tokens):
-    """Facts about a pass of `count` instances from reference `Instance`s."""
-    lengths = np.array([len(x.a) + len(x.b) for x in instances])
-    random = [x for x in instances if x.is_random_next]
+def statistics(triples, count, documents):
+    """Facts about a pass of `count` instances from (A, B, is random) of many of them, read off the
+    tokens alone, each of which stands at one place of the text."""
+    places = {}  # token -> document, tokens of its sentence before and after it
+    for number, document in enumerate(documents):
+        for sentence in document:
+            for place, token in enumerate(sentence):
+                places[token] = number, place, len(sentence) - 1 - place
+    lengths = np.array([len(a) + len(b) for a, b, _ in triples])
+    random = [(a, b) for a, b, is_random in triples if is_random]
+    # Cuts as far as they are seen: what is missing of the first and last sentence of a segment.
+    front = np.array([sum(places[x[0]][1] for x in pair[:2]) for pair in triples])
+    back = np.array([sum(places[x[-1]][2] for x in pair[:2]) for pair in triples])
     return {
-        "instances_per_token": count / total_tokens,
-        "random_next": len(random) / len(instances),
-        "b_from_another_document": np.mean([x.b_document != x.document for x in random]),
-        "a_share": np.mean([len(x.a) / (len(x.a) + len(x.b)) for x in instances]),
-        "front_cuts": sum(x.front_cuts for x in instances) / sum(x.cuts for x in instances),
-        "cut_tokens": np.mean([x.cuts for x in instances]),
-        **{f"length_{q}": np.quantile(lengths, q) for q in (0.05, 0.25, 0.5)},
+        "instances_per_token": count / len(places),
+        "random_next": len(random) / len(triples),
+        "b_from_another_document": np.mean([places[a[0]][0] != places[b[0]][0] for a, b in random]),
+        "a_share": np.mean([len(a) / (len(a) + len(b)) for a, b, _ in triples]),
+        "front_cuts": front.sum() / (front + back).sum(),
+        "cut_tokens": (front + back).mean(),
+        "cut": ((front + back) > 0).mean(),
+        **{f"length_{q}": np.quantile(lengths, q) for q in (0.25, 0.5)},
         "mean_length": lengths.mean(),
         "full": np.mean(lengths == lengths.max()),
     }
 
 
-def observed(instances, pass_, documents):
-    """Our instances of a pass in the reference's form, read off the arrays alone."""
-    document_of, sentence_of, place_of = {}, {}, {}
-    sentence_number = 0
-    for number, document in enumerate(documents):
-        for sentence in document:
-            for place, token in enumerate(sentence):
-                document_of[token], sentence_of[token] = number, sentence_number
-                place_of[token] = place, len(sentence)
-            sentence_number += 1
-    n = len(instances._order(pass_))
-    batch = instances.batch(pass_ * instances.per_pass + np.arange(min(n, instances.per_pass)))
-    result = []
+def pass_statistics(instances, pass_, documents):
+    """`statistics` of a pass of ours."""
+    count = len(instances._order(pass_))
+    n = min(count, instances.per_pass)
+    batch = instances.batch(pass_ * instances.per_pass + np.arange(n))
+    triples = []
     for tokens, is_random in zip(rows(batch, "tokens"), batch["is_random_next"], strict=True):
         middle = tokens.index(SEP)
-        a, b = tokens[1:middle], tokens[middle + 1 : -1]
-        # What is missing of the first and last sentence of a segment was cut.
-        front = place_of[a[0]][0] + place_of[b[0]][0]
-        back = sum(place_of[x[-1]][1] - 1 - place_of[x[-1]][0] for x in (a, b))
-        result.append(
-            reference.Instance(
-                sentence_of[a[0]], a, b, bool(is_random), document_of[a[0]], document_of[b[0]],
-                front, front + back,
-            )
-        )  # fmt: skip
-    return result
+        triples.append((tokens[1:middle], tokens[middle + 1 : -1], is_random))
+    return statistics(triples, count, documents)
 
 
 def assert_statistics_agree(documents, seq_length, passes):
     """Our passes against as many of the reference under Python's own randomness: every fact within
     four standard errors of the difference, as estimated from the passes."""
-    total = sum(len(sentence) for document in documents for sentence in document)
     instances = make(documents, seq_length, seed=1)
     ours, theirs = [], []
     for i in range(passes):
-        count = len(instances._order(i))
-        ours.append(statistics(observed(instances, i, documents), count, total))
+        ours.append(pass_statistics(instances, i, documents))
         free = reference.pass_instances(documents, seq_length, 0.1, reference.FreeDraws(i))
-        theirs.append(statistics(free, len(free), total))
+        triples = [(x.a, x.b, x.is_random_next) for x in free]
+        theirs.append(statistics(triples, len(free), documents))
     for name in ours[0]:
         a, b = (np.array([facts[name] for facts in side]) for side in (ours, theirs))
         error = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / passes)
         assert abs(a.mean() - b.mean()) <= 4 * error + 1e-9, (name, a, b)
-        assert error <= 0.03 * b.mean(), (name, "passes too few to tell anything")
+        assert error <= 0.05 * b.mean(), (name, "passes too few to tell anything")
     return {name: np.mean([facts[name] for facts in ours]) for name in ours[0]}
 
 
@@ -177,7 +170,7 @@ def test_statistics_agree_with_independent_randomness():
         token = int(ends[-1])
     facts = assert_statistics_agree(documents, 128, passes=8)
     assert 0.5 < facts["random_next"] < 0.6  # above a half: chunks of one sentence, too
-    assert facts["front_cuts"] == pytest.approx(0.5, abs=0.01)
+    assert facts["b_from_another_document"] == 1.0
 
 
 # Passes, order, batches --------------------------------------------------------------------------

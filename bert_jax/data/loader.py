@@ -8,6 +8,7 @@ from collections.abc import Generator
 
 import grain
 import numpy as np
+from absl import flags
 
 from bert_jax.data.instances import Batch, Instances
 from bert_jax.errors import UserError
@@ -42,7 +43,8 @@ def train_batches(
     Raises:
       UserError: the batch size does not divide by the processes.
     """
-    source = _Steps(instances, batch_size, stop_step, process_index, process_count)
+    rows = _process_rows(batch_size, process_index, process_count)
+    source = _Steps(instances, batch_size, rows, stop_step)
     # A whole batch is one element of the source: batching after the split over workers would make
     # the contents of batches depend on their number.
     steps = grain.MapDataset.source(source).slice(slice(start_step, stop_step))
@@ -50,6 +52,8 @@ def train_batches(
         grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)
     )
     if workers:
+        if not flags.FLAGS.is_parsed():  # in a notebook: Grain's own flags keep their defaults
+            flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_PREFETCH)
         )
@@ -78,12 +82,11 @@ def eval_batches(
     Raises:
       UserError: the batch size does not divide by the processes.
     """
+    rows = _process_rows(batch_size, process_index, process_count)
     count = instances.per_pass if count is None else min(count, instances.per_pass)
-    steps = -(-count // batch_size)
-    source = _Steps(instances, batch_size, steps, process_index, process_count)
     batches = []
-    for step in range(steps):
-        slots = source.slots(step)
+    for first_slot in range(0, count, batch_size):
+        slots = first_slot + rows
         is_real = slots < count
         batch = instances.batch(np.where(is_real, slots, 0))
         batch["weight"] = is_real.astype(np.float32)
@@ -99,27 +102,26 @@ def instance_ids(instances: Instances, batch_size: int, step: int) -> np.ndarray
 class _Steps:
     """Random-access source for Grain: element t is this process's rows of the batch of step t."""
 
-    def __init__(
-        self, instances: Instances, batch_size: int, stop: int, process_index: int, processes: int
-    ):
-        if batch_size < 1 or batch_size % processes:
-            raise UserError(
-                f"batch_size {batch_size} (over all processes) does not divide by the {processes} "
-                "processes: choose a multiple"
-            )
-        self._instances, self._batch_size, self._stop = instances, batch_size, stop
-        rows = batch_size // processes
-        self._rows = process_index * rows + np.arange(rows)
+    def __init__(self, instances: Instances, batch_size: int, rows: np.ndarray, stop_step: int):
+        self._instances, self._batch_size = instances, batch_size
+        self._rows, self._stop_step = rows, stop_step
 
     def __len__(self) -> int:
-        return self._stop
+        return self._stop_step
 
     def __getitem__(self, step: int) -> Batch:
-        return self._instances.batch(self.slots(step))
+        return self._instances.batch(step * self._batch_size + self._rows)
 
-    def slots(self, step: int) -> np.ndarray:
-        """The slots int64[B] of this process at a step."""
-        return step * self._batch_size + self._rows
+
+def _process_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    """The rows of the global batch that are a process's: int64[B]."""
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size {batch_size} (over all processes) does not divide by the {process_count} "
+            "processes: choose a multiple"
+        )
+    rows = batch_size // process_count
+    return process_index * rows + np.arange(rows)
 
 
 def _closing(batches: grain.IterDataset) -> Generator[Batch, None, None]:
