@@ -1,0 +1,132 @@
+"""Speed of the input alone: instances per second, planning, seeking. A table and one JSON line.
+
+    python benchmarks/input.py --corpus=CORPUS [--seconds=10] [--workers=0]
+
+Rates are per CPU second (all threads and ended worker processes), so that other work on the
+machine matters little; per wall second beside it. Seeks start from a fresh `Instances`: index,
+plans and first batch.
+"""
+
+import gc
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from bert_jax import errors
+from bert_jax.data.corpus import Split, open_corpus
+from bert_jax.data.instances import Instances
+from bert_jax.data.loader import train_batches
+
+_CORPUS = flags.DEFINE_string("corpus", None, "Folder that bert_jax.prepare wrote.", required=True)
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "Time for each measurement of the rate.")
+_WORKERS = flags.DEFINE_integer("workers", 0, "Worker processes; 0: threads.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Instances in a batch.")
+
+FAR_STEP = 1_000_000
+
+
+def make(split: Split, seq_length: int, pairs: bool) -> Instances:
+    """Instances with any special ids: they do not matter for speed."""
+    return Instances(split, seq_length, 0, 101, 102, 0, pairs=pairs)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its ended children so far."""
+    usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def plan_seconds(split: Split, seq_length: int, pairs: bool) -> float:
+    """Wall time to plan and shuffle a new pass, median of three."""
+    instances = make(split, seq_length, pairs)
+    n, times = instances.per_pass, []
+    for pass_ in (1, 2, 3):
+        start = time.perf_counter()
+        instances.batch([pass_ * n])
+        times.append(time.perf_counter() - start)
+    return sorted(times)[1]
+
+
+def seek_seconds(split: Split, seq_length: int, pairs: bool, step: int) -> float:
+    """Wall time from nothing to the batch of a step."""
+    start = time.perf_counter()
+    batches = train_batches(make(split, seq_length, pairs), _BATCH_SIZE.value, step, step + 1)
+    next(batches)
+    seconds = time.perf_counter() - start
+    batches.close()
+    return seconds
+
+
+def rates(split: Split, seq_length: int, pairs: bool) -> dict[str, float]:
+    """Instances per CPU second and per wall second, the first batches (start-up) left out of the
+    wall time, and the share of tokens that are not padding."""
+    instances = make(split, seq_length, pairs)
+    instances.per_pass  # noqa: B018 (plans pass 0: measured by itself)
+    cpu = cpu_seconds()
+    batches = train_batches(instances, _BATCH_SIZE.value, 0, 10**9, _WORKERS.value)
+    for _ in range(10):
+        next(batches)
+    begin, count, filled = time.perf_counter(), 0, 0
+    while time.perf_counter() - begin < _SECONDS.value:
+        batch = next(batches)
+        count += 1
+        filled += int(batch["lengths"].sum())
+    wall = time.perf_counter() - begin
+    batches.close()
+    gc.collect()
+    made = (count + 10) * _BATCH_SIZE.value
+    return {
+        "instances_per_cpu_second": made / (cpu_seconds() - cpu),
+        "instances_per_second": count * _BATCH_SIZE.value / wall,
+        "filled": filled / (count * _BATCH_SIZE.value * seq_length),
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures pairs and blocks at 128 and 512."""
+    del argv
+    split = open_corpus(_CORPUS.value).splits["train"]
+    results = []
+    for seq_length in (128, 512):
+        for pairs in (True, False):
+            results.append(
+                {
+                    "layout": "pairs" if pairs else "blocks",
+                    "seq_length": seq_length,
+                    "per_pass": make(split, seq_length, pairs).per_pass,
+                    "plan_seconds": plan_seconds(split, seq_length, pairs),
+                    "seek_0_seconds": seek_seconds(split, seq_length, pairs, 0),
+                    f"seek_{FAR_STEP}_seconds": seek_seconds(split, seq_length, pairs, FAR_STEP),
+                    **rates(split, seq_length, pairs),
+                }
+            )
+    names = list(results[0])
+    print("  ".join(names))
+    for result in results:
+        cells = (f"{x:.3f}" if isinstance(x, float) and x < 10 else x for x in result.values())
+        cells = (f"{x:,.0f}" if isinstance(x, float | int) else x for x in cells)
+        print("  ".join(f"{x:>{len(n)}}" for n, x in zip(names, cells, strict=True)))
+    print(
+        json.dumps(
+            {
+                "benchmark": "input",
+                "sentences": len(split.sentence_lengths),
+                "documents": len(split.document_ends),
+                "tokens": int(split.sentence_lengths.sum()),
+                "batch_size": _BATCH_SIZE.value,
+                "workers": _WORKERS.value,
+                "cores": os.cpu_count(),
+                "machine": platform.processor() or platform.machine(),
+                "results": results,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)
