@@ -1,15 +1,31 @@
-"""Arguments of config files (`--config=configs/pretrain.py:size=base,seq=128`), typed and checked."""
+"""Config files: their typed arguments, and from their fields to the objects of a run."""
 
+import json
 import types
+from collections.abc import Mapping
 from typing import Any
 
-from bert_jax.errors import UserError
+import jax
 
+from bert_jax.errors import UserError
+from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.layers import ACTIVATIONS
+
+# name: (layers L, width D, heads N). tiny to medium are sizes of google-research/bert's 24 small
+# models, base and large the paper's.
+SIZES = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
-    """Parses the part of `--config=FILE:ARG` after the colon.
+    """Parses ARG of `--config=FILE:ARG`, as in `configs/pretrain.py:size=base,seq=128`.
 
     Args:
       arg: comma-separated `name=value`; a bare `name` sets a boolean to true.
@@ -39,3 +55,34 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
                 f"config argument {item!r}: {name} takes a value of type {kind.__name__}"
             ) from None
     return types.SimpleNamespace(**values)
+
+
+def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    """`known[name]`, or a `UserError` that lists what is known."""
+    if name not in known:
+        raise UserError(f"{what} {name!r} is unknown; known: {', '.join(known)}")
+    return known[name]
+
+
+def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:
+    """The encoder of a config's `model` section; 0 as head or feed-forward width: D/N and 4·D.
+
+    dtype: float32, bfloat16, or auto: bfloat16 where the accelerator computes in it.
+    """
+    choose("model.activation", model["activation"], ACTIVATIONS)
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    choose("dtype", dtype, {"float32": 0, "bfloat16": 0, "auto": 0})
+    width, heads = model["width"], model["heads"]
+    if not model["head_width"] and width % heads:
+        raise UserError(f"model.width={width} does not divide by model.heads={heads}")
+    sizes = {
+        "head_width": model["head_width"] or width // heads,
+        "feed_forward": model["feed_forward"] or 4 * width,
+    }
+    return EncoderConfig(**{**model, **sizes}, vocab_size=vocab_size, dtype=dtype)
+
+
+def to_json(config: Any) -> str:
+    """A ConfigDict as indented JSON, in the order of its fields."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class UserError(Exception):
@@ -12,6 +12,7 @@ class UserError(Exception):
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs an entry's `main(argv)`; a `UserError` becomes one line on stderr and exit code 2."""
+    logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not for users
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:

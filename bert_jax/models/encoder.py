@@ -8,17 +8,6 @@ from bert_jax.models.layers import Block, Embeddings, EncoderConfig, Key, fold
 
 __all__ = ["Encoder", "EncoderConfig", "padding_mask"]
 
-# name: (layers L, width D, heads N). tiny to medium are the sizes of google-research/bert's
-# 24 small models; head width is 64 and the feed-forward width 4·D throughout (paper, section 3).
-SIZES = {
-    "tiny": (2, 128, 2),
-    "mini": (4, 256, 4),
-    "small": (4, 512, 8),
-    "medium": (8, 512, 8),
-    "base": (12, 768, 12),
-    "large": (24, 1024, 16),
-}
-
 
 def padding_mask(lengths: jax.Array, sequence_length: int) -> jax.Array:
     """int[B] -> bool[B, 1, S]: every query may look at the real tokens and at no padding."""
@@ -61,11 +50,11 @@ class Encoder(nn.Module):
             x, states = self._scan(x, mask, key)
             return jnp.concatenate([states, x[None]]) if every_layer else x
         block = nn.remat(Block) if c.remat else Block
-        states = [x]
+        layers = [x]
         for layer in range(c.layers):
             x = block(c, name=f"layer_{layer}")(x, mask, fold(key, layer))
-            states.append(x)
-        return jnp.stack(states) if every_layer else x
+            layers.append(x)
+        return jnp.stack(layers) if every_layer else x
 
     def _scan(self, x: jax.Array, mask: jax.Array | None, key: Key) -> tuple[jax.Array, jax.Array]:
         """The same layers as one compiled loop; also returns each layer's input [L, B, S, D]."""
@@ -82,3 +71,17 @@ class Encoder(nn.Module):
         if c.remat:
             body = jax.checkpoint(body, prevent_cse=False)
         return jax.lax.scan(body, x, (jnp.arange(c.layers), stacked))
+
+
+def model_flops(config: EncoderConfig, batch: int, sequence: int, predicted: int) -> float:
+    """FLOPs of one training step (forward and twice that backward), counted analytically.
+
+    Matrix products only: the L blocks over B·S tokens, the MLM head over B·M positions. Dropout,
+    norms, embeddings and recomputation are not counted, as is usual for model FLOPs utilisation.
+    """
+    c = config
+    projections = 4 * c.width * c.heads * c.head_width + 2 * c.width * c.feed_forward
+    attention = 2 * sequence * c.heads * c.head_width
+    head = c.width * c.width + c.width * c.vocab_size
+    products = c.layers * sequence * (projections + attention) + predicted * head
+    return 3 * 2.0 * batch * products

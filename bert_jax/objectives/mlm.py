@@ -23,7 +23,7 @@ class MaskedLM:
     encoder: EncoderConfig
     masking: Masking
     nsp: bool = True
-    seed: int = 0  # of the corruption
+    seed: int = 0  # of the corruption in training; evaluation always uses that of seed 0
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder, mlm_head[, pooler, nsp_head]}, boxed with logical axes."""
@@ -41,9 +41,9 @@ class MaskedLM:
             params["nsp_head"] = Classifier(c, 2).init(keys[3], hidden[:, 0])["params"]
         return params
 
-    def corrupted(self, batch: Batch) -> dict[str, jax.Array]:
+    def corrupted(self, batch: Batch, train: bool) -> dict[str, jax.Array]:
         """The batch as the model sees it; see `corruption.corrupt`. Filler rows weigh nothing."""
-        keys = instance_keys(jax.random.key(self.seed), batch["instance"])
+        keys = instance_keys(jax.random.key(self.seed if train else 0), batch["instance"])
         seen = corrupt(self.masking, batch["tokens"], batch["lengths"], keys)
         return seen | {"weights": seen["weights"] * batch["weight"][:, None]}
 
@@ -69,7 +69,7 @@ class MaskedLM:
         self, params: Params, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[Mean, dict[str, Mean]]:
         """Loss (terms: MLM[, NSP]) and metrics mlm_loss, mlm_accuracy[, nsp_loss, nsp_accuracy]."""
-        seen = self.corrupted(batch)
+        seen = self.corrupted(batch, train)
         mlm, nsp = self.logits(
             params, seen["tokens"], batch, seen["positions"], key if train else None
         )

@@ -1,0 +1,159 @@
+"""Checkpoints: asynchronous, atomic, verified; a damaged one falls back to the one before.
+
+Orbax writes each checkpoint under a temporary name and commits it whole, so one that was cut off
+is never seen. Damage after that (a truncated or missing file) may surface as an error, or as
+wrong numbers; so every tree is stored with a fingerprint of its bits, checked when it is loaded.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from bert_jax.errors import UserError
+
+
+@jax.jit
+def fingerprint(state: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """uint32[leaves] for each entry of `state`: the wrapping sum of each leaf's bits.
+
+    It is the same however a leaf is sharded.
+    """
+
+    def one(leaf: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}"))
+        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return {
+        name: jnp.stack([one(leaf) for leaf in jax.tree.leaves(tree)])
+        for name, tree in state.items()
+    }
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last, in `folder`."""
+
+    def __init__(self, folder: str | Path, keep: int = 2, read_only: bool = False):
+        """keep: how many of the newest stay. read_only: touch nothing, the run may be going on."""
+        self._folder, self._read_only = Path(folder).resolve(), read_only
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        policies = ocp.training.preservation_policies
+        self._orbax = ocp.training.Checkpointer(
+            self._folder,
+            # The loop decides when to save; Orbax's own policy would skip some.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.LatestN(keep),
+            cleanup_tmp_directories=not read_only,
+            context=context,
+        )
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving `state`; returns once it is copied to the host. Committed by `wait`."""
+        self._orbax.save_async(step, {"state": state, "fingerprint": fingerprint(state)})
+
+    def wait(self) -> None:
+        """Blocks until what was started is committed."""
+        self._orbax.wait()
+
+    def close(self) -> None:
+        self._orbax.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    def restore(self, abstract: Mapping[str, Any] | None = None) -> tuple[int, Any] | None:
+        """The newest sound checkpoint as (step, state), or None where there is none at all.
+
+        Args:
+          abstract: the tree of `jax.ShapeDtypeStruct` (with shardings) to restore into; entries of
+            the state that it leaves out are not read. None: the parameters alone, on one device.
+        Raises:
+          UserError: the checkpoint is of another model, or every checkpoint is damaged.
+        """
+        steps = self.steps
+        for step in reversed(steps):
+            try:
+                return step, self._load(step, abstract)
+            except UserError:
+                raise
+            except Exception as error:  # Orbax raises many kinds for a damaged file
+                self._set_aside(step, error)
+        if steps:
+            raise UserError(
+                f"{self._folder}: all checkpoints ({', '.join(map(str, steps))}) are damaged; "
+                "restore one from a backup, or start in another work directory"
+            )
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        reason = str(error).strip().split("\n")[0][:200]
+        text = f"warning: checkpoint {step} is damaged ({reason})"
+        if not self._read_only:
+            aside = self._folder.parent / "damaged_checkpoints" / str(step)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            shutil.move(self._folder / str(step), aside)
+            self._orbax.reload()
+            text += f"; moved to {aside}"
+        print(f"{text}; falling back to the one before", file=sys.stderr)
+
+    def _load(self, step: int, abstract: Mapping[str, Any] | None) -> Any:
+        where = self._folder / str(step)
+        description = self._orbax.metadata(step).metadata
+        if description is None:
+            raise ValueError("its description cannot be read")
+        stored = description["state"]
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        if abstract is None:
+            params = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                stored["params"],
+                is_leaf=lambda x: hasattr(x, "shape"),
+            )
+            abstract = {"params": params}
+        check_fit({name: stored.get(name) for name in abstract}, abstract, where)
+        prints = {
+            name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), jnp.uint32, sharding=sharding)
+            for name, tree in abstract.items()
+        }
+        loaded = self._orbax.load(step, {"state": abstract, "fingerprint": prints})
+        now = fingerprint(loaded["state"])
+        for name in abstract:
+            if np.any(np.asarray(now[name]) != np.asarray(loaded["fingerprint"][name])):
+                raise ValueError(f"the bits of {name} are not those that were saved")
+        return loaded["state"]
+
+
+def check_fit(stored: Any, wanted: Any, where: str | Path) -> None:
+    """Raises a `UserError` listing the names and shapes in which two trees differ."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+        return {_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+    have, want = shapes(stored), shapes(wanted)
+    differences = [
+        f"{name}: {have.get(name, 'absent')} there, {want.get(name, 'absent')} here"
+        for name in sorted(have.keys() | want.keys())
+        if have.get(name) != want.get(name)
+    ]
+    if differences:
+        more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
+        raise UserError(
+            f"{where}: the checkpoint is of another model: {'; '.join(differences[:8])}{more}"
+        )
+
+
+def _name(path: tuple) -> str:
+    """`params/encoder/…`; the same for attributes, dictionary keys and list positions."""
+    parts = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
+    return "/".join(map(str, parts))

@@ -1,0 +1,182 @@
+"""Pre-training, from a prepared corpus to a work directory.
+
+  python -m bert_jax.main --config=configs/pretrain.py:size=base,seq=128 \
+      --config.corpus=CORPUS --workdir=RUN
+
+The same command continues a run that was stopped or killed, to the bit. The start is, in this
+order: the newest checkpoint of the work directory, `init_from`, scratch.
+"""
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from bert_jax import errors, optim, sharding, train
+from bert_jax.config import encoder_config, to_json
+from bert_jax.data.corpus import Corpus, open_corpus
+from bert_jax.data.instances import Instances
+from bert_jax.data.loader import eval_batches, train_batches
+from bert_jax.data.tokenizer import Tokenizer, tokenizer_hash
+from bert_jax.errors import UserError
+from bert_jax.models.encoder import model_flops
+from bert_jax.objectives.corruption import Masking
+from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.report import write_report
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the README.")
+# What may change when a run is continued; anything else would make it another run.
+_MAY_CHANGE = (
+    "corpus", "init_from", "workers", "log_every", "eval_every", "eval_instances",
+    "checkpoint_every", "keep_checkpoints", "mesh", "steps",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    corpus = open_corpus(_required(config.corpus, "--config.corpus=FOLDER"))
+    _prepare_workdir(config, corpus, workdir)
+    # A second start of the same run finds its programs compiled.
+    jax.config.update(
+        "jax_compilation_cache_dir",
+        os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled")),
+    )
+    objective = build_objective(config, corpus.tokenizer)
+    phases = build_phases(config, corpus, objective)
+    schedule = train.Schedule(
+        config.steps, config.log_every, config.eval_every, config.checkpoint_every,
+        config.keep_checkpoints,
+    )  # fmt: skip
+    trainer = build_trainer(config, objective, next(phases[0].batches(0, 1)))
+    initial = trainer.load_params(config.init_from) if config.init_from else None
+    state, held_out = train.run(trainer, phases, schedule, workdir, initial)
+    write_report(workdir, corpus, objective, state["params"], phases[-1], held_out)
+
+
+def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM:
+    """The objective of a pre-training config."""
+    encoder = encoder_config(config.model.to_dict(), tokenizer.vocab_size, config.dtype)
+    if config.seq_length > encoder.max_positions:
+        raise UserError(
+            f"seq_length={config.seq_length} is over model.max_positions={encoder.max_positions}"
+        )
+    m = config.masking
+    masking = Masking(
+        vocab_size=tokenizer.vocab_size,
+        mask_id=tokenizer.mask_id,
+        never=(tokenizer.cls_id, tokenizer.sep_id),
+        rate=m.rate,
+        max_predictions=m.max_predictions or None,
+        mask_share=m.mask_share,
+        random_share=m.random_share,
+        continuation=tokenizer.continuation if m.whole_word else None,
+    )
+    return MaskedLM(encoder, masking, config.nsp, config.seed)
+
+
+def build_phases(config: Any, corpus: Corpus, objective: MaskedLM) -> list[train.Phase]:
+    """One phase, or a short one and a long one (paper, A.2)."""
+    switch = round(config.steps * config.short_phase.share)
+    plan = [(0, switch, config.short_phase.seq_length), (switch, config.steps, config.seq_length)]
+    return [_phase(config, corpus, objective, *part) for part in plan if part[0] < part[1]]
+
+
+def _phase(
+    config: Any, corpus: Corpus, objective: MaskedLM, start: int, stop: int, seq_length: int
+) -> train.Phase:
+    tokenizer, rows = corpus.tokenizer, config.batch_size
+    make = functools.partial(
+        Instances,
+        seq_length=seq_length,
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+        pad_id=tokenizer.pad_id,
+        pairs=config.nsp,
+        short_seq_prob=config.short_seq_prob,
+    )
+    instances = make(
+        corpus.splits["train"], seed=config.seed, dupe_factor=config.masking.dupe_factor or None
+    )
+    # The same held-out instances for every run on this corpus.
+    held_out = make(corpus.splits["held_out"], seed=0)
+    host = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return train.Phase(
+        start=start,
+        stop=stop,
+        tokens=rows * seq_length,
+        flops=model_flops(objective.encoder, rows, seq_length, objective.masking.slots(seq_length)),
+        batches=functools.partial(train_batches, instances, rows, workers=config.workers, **host),
+        evaluation=functools.partial(
+            eval_batches, held_out, rows, count=config.eval_instances, **host
+        ),
+    )
+
+
+def build_trainer(config: Any, objective: MaskedLM, example: Any) -> train.Trainer:
+    """The objective with its optimiser on the mesh of the config."""
+    mesh = sharding.make_mesh(config.mesh)
+    rows = config.batch_size // config.accumulation
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % config.accumulation or rows % shards:
+        raise UserError(
+            f"batch_size={config.batch_size} must divide by accumulation={config.accumulation} "
+            f"times the {shards} devices that share a batch"
+        )
+    warmup = config.warmup_steps if config.warmup_steps >= 0 else round(config.steps / 100)
+    rate = optim.learning_rate(
+        config.learning_rate, config.steps, warmup, config.optimizer.decay_from
+    )
+    transform = optim.optimizer(config.optimizer, rate)
+    return train.Trainer(
+        objective, transform, rate, mesh, example, config.seed, config.accumulation
+    )
+
+
+def _prepare_workdir(config: Any, corpus: Corpus, workdir: Path) -> None:
+    """Writes config.json and tokenizer/, or checks that they are those of this run."""
+    path = workdir / "config.json"
+    if path.exists():
+        before, now = json.loads(path.read_text()), json.loads(to_json(config))
+        changed = [
+            f"{name} was {before.get(name)}, is {now.get(name)}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and name not in _MAY_CHANGE
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}); "
+                "choose another --workdir"
+            )
+        if tokenizer_hash(workdir / "tokenizer") != tokenizer_hash(corpus.path / "tokenizer"):
+            raise UserError(f"{workdir} holds a run with another vocabulary than {corpus.path}")
+    else:
+        ours = {"tokenizer", "tokenizer.tmp", "config.tmp"}  # of a start that was killed
+        if workdir.exists() and {entry.name for entry in workdir.iterdir()} - ours:
+            raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+        corpus.tokenizer.save(workdir / "tokenizer.tmp")
+        shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(to_json(config))
+    temporary.replace(path)
+
+
+def _required(value: str, flag: str) -> str:
+    if not value:
+        raise UserError(f"{flag} is needed")
+    return value
+
+
+if __name__ == "__main__":
+    errors.run(main)

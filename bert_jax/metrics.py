@@ -1,0 +1,84 @@
+"""Metrics on their way to people: JSON lines, TensorBoard, and the speed of a run."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from bert_jax.objectives.base import Mean
+
+# Peak dense bf16 FLOP/s of a device, by a part of its `device_kind`; the published figures.
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,  # a core
+    "TPU v3": 61.5e12,  # a core
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # a core
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak FLOP/s of a device, or None where it is not known (a CPU)."""
+    return next((peak for kind, peak in PEAK_FLOPS.items() if kind in device.device_kind), None)
+
+
+def values(means: Mapping[str, Mean]) -> dict[str, float]:
+    """Means divided, as Python floats; every language-model loss with its perplexity."""
+    result = {name: float(mean.value()) for name, mean in jax.device_get(dict(means)).items()}
+    for name in [name for name in result if name.endswith("lm_loss")]:
+        loss = result[name]
+        result[name.replace("_loss", "_perplexity")] = math.exp(loss) if loss < 700 else math.inf
+    return result
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard events of a work directory, consistent after a restart.
+
+    A line is {"step", "split", the metrics, "time": {...}}; everything but "time" is the same,
+    to the bit, for an interrupted and an uninterrupted run.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        """Continues after `step`: what a killed run wrote past that is dropped."""
+        self._path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
+
+    def write(
+        self, step: int, split: str, metrics: Mapping[str, float], time: Mapping[str, float]
+    ) -> None:
+        """Appends a line, flushed, and the same numbers as events."""
+        line: dict[str, Any] = {"step": step, "split": split, **metrics, "time": dict(time)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in {**metrics, **time}.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n") if path.exists() else []
+    if lines and lines[-1]:  # no line end: the write was cut off
+        lines.pop()
+    return [json.loads(line) for line in lines if line]

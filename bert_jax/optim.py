@@ -1,0 +1,97 @@
+"""Optimisers and learning rates of BERT, each difference between paper, code and today a switch.
+
+Sources: BERT paper A.2; google-research/bert `optimization.py` (AdamWeightDecayOptimizer);
+LAMB: arXiv 1904.00962 with the exclusions of google-research/albert `lamb_optimizer.py`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_jax.errors import UserError
+
+
+class AdamState(NamedTuple):
+    count: jax.Array  # int32 [], updates made
+    mu: optax.Updates  # first moment, like the parameters
+    nu: optax.Updates  # second moment
+
+
+def scale_by_adam(
+    beta1: float, beta2: float, epsilon: float, bias_correction: bool
+) -> optax.GradientTransformation:
+    """m / (√v + ε), with m and v as they are (released code) or bias-corrected (Adam's paper).
+
+    `optax.scale_by_adam` always corrects, so the released optimiser needs its own.
+    """
+    if bias_correction:
+        return optax.scale_by_adam(beta1, beta2, epsilon)
+
+    def init(params: optax.Params) -> AdamState:
+        return AdamState(
+            jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        )
+
+    def update(grads, state, params=None):
+        del params
+        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, grads)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return updates, AdamState(state.count + 1, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay touches: all but biases and layer norms, as a tree of bools.
+
+    All embedding tables are decayed, the output bias is not (released code).
+    """
+
+    def is_decayed(path: tuple, _: Any) -> bool:
+        names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        return names[-1] != "bias" and not any(name.endswith("norm") for name in names)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def learning_rate(
+    peak: float, steps: int, warmup_steps: int, decay_from: str = "start"
+) -> optax.Schedule:
+    """Linear warm-up from 0, then linear decay to 0 at `steps`.
+
+    decay_from: "start": the line falls from step 0, so the rate jumps down a little where warm-up
+    ends (released code); "warmup": it falls from the peak at the end of warm-up.
+    """
+    if decay_from not in ("start", "warmup"):
+        raise UserError(f"optimizer.decay_from is {decay_from!r}; known: start, warmup")
+    if not 0 <= warmup_steps <= steps:
+        raise UserError(f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}")
+    begin = 0 if decay_from == "start" else warmup_steps
+
+    def schedule(count: jax.Array) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)
+        falling = jnp.clip((steps - count) / max(steps - begin, 1), 0.0, 1.0)
+        return peak * jnp.where(count < warmup_steps, count / max(warmup_steps, 1), falling)
+
+    return schedule
+
+
+def optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled weight decay, [LAMB's trust ratio,] learning rate.
+
+    config: name (adamw|lamb), beta1, beta2, epsilon, weight_decay, clip_norm (0: no clipping),
+    bias_correction.
+    """
+    if config.name not in ("adamw", "lamb"):
+        raise UserError(f"optimizer.name is {config.name!r}; known: adamw, lamb")
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts += [
+        scale_by_adam(config.beta1, config.beta2, config.epsilon, config.bias_correction),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    ]
+    if config.name == "lamb":
+        parts.append(optax.masked(optax.scale_by_trust_ratio(), decayed))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))

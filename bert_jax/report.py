@@ -1,0 +1,185 @@
+"""What a pre-training run leaves for people: report.json, report.md, curves.png, a table."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+
+from bert_jax import inference
+from bert_jax.data.corpus import Corpus, Split
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.metrics import read_metrics
+from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.train import Phase
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_EXAMPLES = 5
+
+
+def write_report(
+    workdir: Path, corpus: Corpus, objective: MaskedLM, params: Any, phase: Phase,
+    held_out: dict[str, float],
+) -> None:  # fmt: skip
+    """Writes the report of a finished run and prints it.
+
+    held_out: the final held-out metrics; phase: the last one, whose held-out set they are of.
+    """
+    lines = read_metrics(workdir)
+    report = {
+        "held_out": held_out,
+        "baseline": baselines(corpus, objective, phase),
+        "speed": _speed(lines),
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "fill_mask": fill_mask_examples(corpus, objective, params),
+    }
+    if jax.process_index():
+        return
+    markdown = as_markdown(report)
+    (workdir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    (workdir / "report.md").write_text(markdown, encoding="utf-8")
+    plot_curves(lines, report["baseline"], workdir / "curves.png")
+    print(markdown)
+    print(f"report {workdir / 'report.md'}   plots {workdir / 'curves.png'}")
+
+
+def baselines(corpus: Corpus, objective: MaskedLM, phase: Phase) -> dict[str, float]:
+    """What no model is needed for, on the very tokens and pairs of the held-out evaluation.
+
+    Unigram: each predicted token's frequency in the train split (add-one smoothed); accuracy of
+    always answering the most frequent token; share of the more frequent NSP label.
+    """
+    counts = corpus.token_counts + 1
+    log_p = np.log(counts / counts.sum())
+    corrupted = jax.jit(lambda batch: objective.corrupted(batch, train=False))
+    nll, hits, predicted, random_next, pairs = 0.0, 0.0, 0.0, 0.0, 0.0
+    for batch in phase.evaluation():
+        seen = jax.device_get(corrupted(batch))
+        labels, weights = seen["labels"], seen["weights"]
+        nll -= float((log_p[labels] * weights).sum())
+        hits += float(((labels == counts.argmax()) * weights).sum())
+        predicted += float(weights.sum())
+        if objective.nsp:
+            random_next += float((batch["is_random_next"] * batch["weight"]).sum())
+            pairs += float(batch["weight"].sum())
+    loss = nll / max(predicted, 1)
+    result = {
+        "mlm_loss": loss,
+        "mlm_perplexity": float(np.exp(loss)),
+        "mlm_accuracy": hits / max(predicted, 1),
+    }
+    if objective.nsp:
+        share = random_next / max(pairs, 1)
+        result["nsp_accuracy"] = max(share, 1 - share)
+    return result
+
+
+def fill_mask_examples(corpus: Corpus, objective: MaskedLM, params: Any) -> list[dict[str, Any]]:
+    """Sentences of held-out text with one whole word masked, and the model's guesses."""
+    tokenizer = corpus.tokenizer
+    model = inference.Model(objective.encoder, params, tokenizer)
+    examples = []
+    for tokens, place in _maskable(corpus.splits["held_out"], tokenizer):
+        mask = tokenizer.tokens[tokenizer.mask_id]
+        before, after = tokenizer.decode(tokens[:place]), tokenizer.decode(tokens[place + 1 :])
+        text = f"{before} {mask} {after}"
+        guesses = model.fill_mask(text, top=3)[0]
+        examples.append(
+            {
+                "text": text,
+                "answer": tokenizer.tokens[tokens[place]].lstrip("▁"),
+                "guesses": [[g.token.lstrip("▁"), round(g.probability, 3)] for g in guesses],
+            }
+        )
+    return examples
+
+
+def _maskable(split: Split, tokenizer: Tokenizer) -> list[tuple[np.ndarray, int]]:
+    """Sentences of 12-40 tokens, spread over the split, and a whole word of each."""
+    lengths = np.asarray(split.sentence_lengths)
+    fitting = np.flatnonzero((lengths >= 12) & (lengths <= 40))
+    found: list[tuple[np.ndarray, int]] = []
+    # 40 candidates at even distances give the same five sentences every time.
+    for sentence in fitting[np.linspace(0, len(fitting) - 1, min(40, len(fitting))).astype(int)]:
+        (tokens,) = split.tokens(np.array([sentence]), np.array([sentence + 1]))
+        words = [
+            place
+            for place in range(2, len(tokens) - 2)
+            if not tokenizer.continuation[tokens[place]]
+            and not tokenizer.continuation[tokens[place + 1]]
+            and len(word := tokenizer.tokens[tokens[place]].lstrip("▁")) > 1
+            and word.isalpha()
+        ]
+        if words and tokenizer.unk_id not in tokens:
+            found.append((tokens, words[len(words) // 2]))
+        if len(found) == _EXAMPLES:
+            break
+    return found
+
+
+def _speed(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Median speed over the logged stretches, and the seconds spent in training."""
+    times = [line["time"] for line in lines if line["split"] == "train"]
+    names = [name for name in ("tokens_per_second", "steps_per_second", "mfu") if name in times[-1]]
+    speed = {name: statistics.median(t[name] for t in times if name in t) for name in names}
+    return speed | {"training_seconds": sum(t["seconds"] for t in times)}
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    rows = [
+        ("MLM loss", "mlm_loss", "{:.3f}", "unigram"),
+        ("MLM perplexity", "mlm_perplexity", "{:.1f}", "unigram"),
+        ("MLM accuracy", "mlm_accuracy", "{:.1%}", "most frequent token"),
+        ("NSP accuracy", "nsp_accuracy", "{:.1%}", "majority label"),
+    ]
+    held_out, baseline, speed = report["held_out"], report["baseline"], report["speed"]
+    text = ["| held-out | model | baseline | |", "|---|---:|---:|---|"]
+    text += [
+        f"| {title} | {form.format(held_out[name])} | {form.format(baseline[name])} | {what} |"
+        for title, name, form, what in rows
+        if name in held_out
+    ]
+    mfu = f", MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
+    text += [
+        "",
+        f"{report['parameters']:,} parameters on {report['devices']}: "
+        f"{speed['tokens_per_second']:,.0f} tokens/s{mfu}, "
+        f"{speed['training_seconds']:,.0f} s of training.",
+        "",
+        "Words of held-out text, masked and guessed:",
+        "",
+    ]
+    for example in report["fill_mask"]:
+        guesses = ", ".join(f"{token} {share:.2f}" for token, share in example["guesses"])
+        text += [f"- {example['text']}", f"  - **{example['answer']}** — guessed {guesses}"]
+    return "\n".join(text) + "\n"
+
+
+def plot_curves(lines: list[dict[str, Any]], baseline: dict[str, float], path: Path) -> None:
+    """Loss, accuracies and learning rate over the steps, with the baselines dashed."""
+    panels = [
+        name
+        for name in ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "learning_rate")
+        if any(name in line for line in lines)
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6))
+    for axis, name in zip(np.atleast_1d(axes), panels, strict=True):
+        for split, style in (("train", {"alpha": 0.6}), ("held_out", {"marker": "o", "ms": 3})):
+            points = [(x["step"], x[name]) for x in lines if x["split"] == split and name in x]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=split.replace("_", "-"), **style)
+        if name in baseline:
+            axis.axhline(baseline[name], color="grey", ls="--", lw=1, label="baseline")
+        axis.set(title=name.replace("_", " "), xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

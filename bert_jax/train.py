@@ -1,0 +1,326 @@
+"""The training loop: initialise, shard, restore, step, log, evaluate, save. There is only one.
+
+Everything random is a function of (seed, step) or of (seed, instance), and the position in the
+data is the step. So the state below is all there is to save, and a run that is killed and started
+again ends with the bits of one that was not.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from bert_jax import metrics as metrics_lib
+from bert_jax import sharding
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.errors import UserError
+from bert_jax.objectives.base import Batch, Mean, Objective
+
+State = dict[str, Any]  # step, params, opt_state, window (metrics since the last log), bad_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training on batches of one shape: steps start .. stop - 1."""
+
+    start: int
+    stop: int
+    tokens: int  # in a global batch
+    flops: float  # of the model in one step, forward and backward, analytic
+    batches: Callable[[int, int], Iterator[Mapping[str, np.ndarray]]]  # (from step, to step)
+    evaluation: Callable[[], Iterable[Mapping[str, np.ndarray]]]  # the held-out set
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How often the loop does what, in steps."""
+
+    steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    keep_checkpoints: int = 2
+
+
+class Trainer:
+    """An objective and an optimiser on a mesh: the jitted functions and the state they act on."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        transform: optax.GradientTransformation,
+        learning_rate: optax.Schedule,
+        mesh: jax.sharding.Mesh,
+        example: Mapping[str, np.ndarray],
+        seed: int,
+        accumulation: int = 1,
+    ):
+        """example: a batch of this process, for its shapes. accumulation: micro-batches a step."""
+        self.objective, self.transform, self.learning_rate = objective, transform, learning_rate
+        self.mesh, self.seed, self.accumulation = mesh, seed, accumulation
+        self._example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
+        boxed = jax.eval_shape(self._init)
+        self._shardings = sharding.tree_shardings(mesh, boxed)
+        self.abstract_state: State = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            nn.meta.unbox(boxed),
+            self._shardings,
+        )
+        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=self._shardings)
+        self.evaluate_batch = jax.jit(
+            lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
+        )
+
+    def init(self, params: Any = None) -> State:
+        """The state before the first step, each shard made on its device; given `params`, those."""
+        state = jax.jit(lambda: nn.meta.unbox(self._init()), out_shardings=self._shardings)()
+        return state if params is None else state | {"params": params}
+
+    def load_params(self, workdir: str | Path) -> Any:
+        """The parameters of another run's newest checkpoint.
+
+        Raises: UserError when there is none, or it is of another model.
+        """
+        restored = Checkpoints(Path(workdir) / "checkpoints", read_only=True).restore(
+            {"params": self.abstract_state["params"]}
+        )
+        if restored is None:
+            raise UserError(f"init_from={workdir}: there is no checkpoint in it")
+        return restored[1]["params"]
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """This process's rows -> global arrays on the mesh."""
+        return sharding.to_global(sharding.batch_sharding(self.mesh), dict(batch))
+
+    def empty_window(self) -> dict[str, Mean]:
+        """A fresh metrics window, on the devices."""
+        return jax.tree.map(
+            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding),
+            self.abstract_state["window"],
+        )
+
+    def _init(self) -> State:
+        example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._example)
+        params = self.objective.init(jax.random.key(self.seed), example)
+        means = jax.eval_shape(
+            lambda: self._gradients(nn.meta.unbox(params), example, jax.random.key(0))[1]
+        )
+        return {
+            "step": jnp.int32(0),
+            "params": params,
+            "opt_state": self.transform.init(params),
+            "window": jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), means),
+            "bad_step": jnp.int32(-1),  # the first whose loss or gradient was not finite
+        }
+
+    def _step(self, state: State, batch: Batch) -> State:
+        step, params = state["step"], state["params"]
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        grads, means = self._gradients(params, batch, key)
+        updates, opt_state = self.transform.update(grads, state["opt_state"], params)
+        finite = jnp.isfinite(means["loss"].value()) & jnp.isfinite(means["grad_norm"].value())
+        return {
+            "step": step + 1,
+            "params": optax.apply_updates(params, updates),
+            "opt_state": opt_state,
+            "window": {name: state["window"][name] + mean for name, mean in means.items()},
+            "bad_step": jnp.where(finite | (state["bad_step"] >= 0), state["bad_step"], step),
+        }
+
+    def _gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Mean]]:
+        """Gradients of the loss over the global batch, and its metrics.
+
+        Each term of the loss is divided by its count over the whole batch, so micro-batches with
+        unequal numbers of predictions add up to exactly the large batch's mean.
+        """
+        loss = self.objective.loss
+        pieces = self.accumulation
+        # Counts do not depend on the parameters: the compiler drops the model from this call.
+        total = loss(params, batch, key, True)[0].count if pieces > 1 else None
+
+        def scaled(params: Any, batch: Batch, key: jax.Array):
+            mean, means = loss(params, batch, key, True)
+            count = mean.count if total is None else total
+            value = jnp.sum(mean.sum / jnp.maximum(count, 1e-9))
+            return value, {"loss": Mean(value, jnp.float32(1)), **means}
+
+        gradient = jax.grad(scaled, has_aux=True)
+        if pieces == 1:
+            grads, means = gradient(params, batch, key)
+        else:
+            # Row r goes to micro-batch r % pieces, so every device keeps rows of its own.
+            micro = jax.tree.map(
+                lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch
+            )
+
+            def add(carry, piece):
+                index, rows = piece
+                one = gradient(params, rows, jax.random.fold_in(key, index))
+                return jax.tree.map(jnp.add, carry, one), None
+
+            shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), key)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (grads, means), _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), micro))
+            means["loss"] = dataclasses.replace(means["loss"], count=jnp.float32(1))
+        means["grad_norm"] = Mean(optax.global_norm(grads), jnp.float32(1))
+        return grads, means
+
+
+def run(
+    trainer: Trainer,
+    phases: list[Phase],
+    schedule: Schedule,
+    workdir: Path,
+    initial_params: Any = None,
+) -> tuple[State, dict[str, float]]:
+    """Trains to the end: from the newest checkpoint of `workdir`, `initial_params`, or scratch.
+
+    Returns: the final state and the final held-out metrics.
+    Raises: UserError when the loss or the gradient is no longer finite.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", schedule.keep_checkpoints)
+    restored = checkpoints.restore(trainer.abstract_state)
+    step, state = restored if restored else (0, trainer.init(initial_params))
+    if restored:
+        print(f"continuing {workdir} from step {step}", file=sys.stderr)
+    log = metrics_lib.MetricsLog(workdir, step)
+    clock = _Clock()
+    progress = tqdm(total=schedule.steps, initial=step, unit="step", dynamic_ncols=True)
+    held_out: dict[str, float] = {}
+    try:
+        for phase, batch in _device_batches(trainer, phases, step):
+            state = trainer.step(state, batch)
+            step += 1
+            clock.count(phase)
+            progress.update()
+            last = step == schedule.steps
+            saves = last or step % schedule.checkpoint_every == 0
+            logs = last or step % schedule.log_every == 0
+            if logs or saves:
+                _check_finite(state, phases, checkpoints)
+            if logs:
+                state = _log_training(trainer, state, step, log, clock, progress)
+            if last or step % schedule.eval_every == 0:
+                with clock.pause():
+                    held_out = evaluate(trainer, state["params"], phase)
+                log.write(step, "held_out", held_out, {"seconds": clock.paused})
+                progress.write(_line(step, "held out", held_out), file=sys.stderr)
+            if saves:
+                checkpoints.save(step, state)
+        checkpoints.wait()
+    finally:
+        progress.close()
+        log.close()
+        checkpoints.close()
+    return state, held_out or _last_evaluation(workdir)
+
+
+def evaluate(trainer: Trainer, params: Any, phase: Phase) -> dict[str, float]:
+    """Metrics over the phase's held-out set."""
+    total: dict[str, Mean] | None = None
+    for batch in phase.evaluation():
+        means = trainer.evaluate_batch(params, trainer.put(batch))
+        total = means if total is None else {n: total[n] + mean for n, mean in means.items()}
+    return metrics_lib.values(total or {})
+
+
+def _device_batches(
+    trainer: Trainer, phases: list[Phase], step: int
+) -> Iterator[tuple[Phase, Batch]]:
+    """Batches from `step` on, two ahead on the devices."""
+    for phase in phases:
+        if step >= phase.stop:
+            continue
+        batches = map(trainer.put, phase.batches(max(step, phase.start), phase.stop))
+        ahead = list(itertools.islice(batches, 2))
+        while ahead:
+            yield phase, ahead.pop(0)
+            ahead.extend(itertools.islice(batches, 1))
+
+
+def _check_finite(state: State, phases: list[Phase], checkpoints: Checkpoints) -> None:
+    bad = int(state["bad_step"])
+    if bad < 0:
+        return
+    phase = next(p for p in phases if p.start <= bad < p.stop)
+    batch = next(iter(phase.batches(bad, bad + 1)))
+    instances = [tuple(map(int, i)) for i in batch.get("instance", ())]
+    checkpoints.wait()
+    kept = checkpoints.steps[-1] if checkpoints.steps else "none"
+    raise UserError(
+        f"the loss or its gradient was not finite at step {bad} (last good checkpoint: {kept}); "
+        "lower learning_rate or lengthen warmup_steps; instances (pass, index) of that step: "
+        f"{instances}"
+    )
+
+
+def _log_training(
+    trainer: Trainer, state: State, step: int, log: metrics_lib.MetricsLog, clock: "_Clock",
+    progress: tqdm,
+) -> State:  # fmt: skip
+    """Writes the means since the last log, and returns the state with an empty window."""
+    values = metrics_lib.values(state["window"])
+    values["learning_rate"] = float(trainer.learning_rate(step - 1))
+    speed = clock.lap()
+    log.write(step, "train", values, speed)
+    shown = {"loss": f"{values['loss']:.3f}", "tok/s": f"{speed['tokens_per_second']:,.0f}"}
+    if "mfu" in speed:
+        shown["mfu"] = f"{speed['mfu']:.1%}"
+    progress.set_postfix(shown)
+    return state | {"window": trainer.empty_window()}
+
+
+def _line(step: int, title: str, values: Mapping[str, float]) -> str:
+    return f"step {step} {title}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+
+
+def _last_evaluation(workdir: Path) -> dict[str, float]:
+    """The held-out metrics that a finished run logged last."""
+    lines = [line for line in metrics_lib.read_metrics(workdir) if line["split"] == "held_out"]
+    return {k: v for k, v in lines[-1].items() if k not in ("step", "split", "time")}
+
+
+class _Clock:
+    """Speed since the last lap, without the time spent in evaluations."""
+
+    def __init__(self) -> None:
+        self._start, self._tokens, self._flops, self._steps = time.perf_counter(), 0, 0.0, 0
+        self.paused = 0.0  # seconds of the last pause
+        peaks = [metrics_lib.peak_flops(device) for device in jax.devices()]
+        self._peak = sum(peak for peak in peaks if peak)
+
+    def count(self, phase: Phase) -> None:
+        self._tokens += phase.tokens
+        self._flops += phase.flops
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time inside it out of the lap."""
+        begin = time.perf_counter()
+        yield
+        self.paused = time.perf_counter() - begin
+        self._start += self.paused
+
+    def lap(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._start
+        speed = {
+            "seconds": seconds,
+            "steps_per_second": self._steps / seconds,
+            "tokens_per_second": self._tokens / seconds,
+        }
+        if self._peak:
+            speed["mfu"] = self._flops / seconds / self._peak
+        self._start, self._tokens, self._flops, self._steps = time.perf_counter(), 0, 0.0, 0
+        return speed
