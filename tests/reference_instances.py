@@ -12,8 +12,13 @@ gives independent ones, for statistics.
 import dataclasses
 import random
 
-from bert_jax.data.draws import Purpose
+import numpy as np
 
+from bert_jax.data.draws import Purpose
+from bert_jax.data.instances import Instances
+
+CLS, SEP, PAD = 2, 3, 0
+FIRST = 10  # id of the first token that is text
 _ALL_BITS = 2**64 - 1
 
 
@@ -136,3 +141,55 @@ def _truncate(a, b, limit, key, draws):
         else:
             longer.pop()
         done[purpose] += 1
+
+
+# Small corpora in memory, and ours on them
+
+
+class ListSplit:
+    """A corpus split in memory: documents are lists of sentences, lists of token ids."""
+
+    def __init__(self, documents):
+        self.documents = documents
+        self.sentences = [np.array(s, np.int32) for document in documents for s in document]
+        self.sentence_lengths = np.array([len(s) for s in self.sentences], np.int32)
+        self.document_ends = np.cumsum([len(d) for d in documents]).astype(np.int64)
+
+    def tokens(self, starts, ends):
+        document = np.searchsorted(self.document_ends, starts, side="right")
+        assert (ends > starts).all() and (ends <= self.document_ends[document]).all()
+        ranges = zip(starts.tolist(), ends.tolist(), strict=True)
+        return [np.concatenate(self.sentences[start:end]) for start, end in ranges]
+
+
+def numbered(lengths):
+    """Documents with sentences of these lengths (an iterable of numbers for every document). No
+    two tokens are the same: token FIRST + n is the n-th of the text."""
+    result, token = [], FIRST
+    for document in lengths:
+        ends = token + np.cumsum(np.asarray(document, np.int64))
+        starts = [token, *ends[:-1].tolist()]
+        result.append([list(range(a, b)) for a, b in zip(starts, ends.tolist(), strict=True)])
+        token = int(ends[-1])
+    return result
+
+
+def random_documents(rng, documents, sentences, length, long=0.0):
+    """`numbered` documents with up to `sentences` sentences of up to `length` tokens, a share
+    `long` of them 40 times as long."""
+    return numbered(
+        [
+            int(rng.integers(1, length + 1)) * (40 if rng.random() < long else 1)
+            for _ in range(rng.integers(1, sentences + 1))
+        ]
+        for _ in range(documents)
+    )
+
+
+def make(documents, seq_length=32, seed=5, **options):
+    return Instances(ListSplit(documents), seq_length, seed, CLS, SEP, PAD, **options)
+
+
+def rows(batch, what):
+    """Rows of a [B, S] array without their padding, as lists."""
+    return [row[:n].tolist() for row, n in zip(batch[what], batch["lengths"], strict=True)]

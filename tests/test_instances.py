@@ -1,58 +1,23 @@
 """Instances by index: the released algorithm exactly, and the randomness behind it."""
 
 import collections
+import itertools
 import pickle
+import subprocess
+import sys
+import tarfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference_instances as reference
+from reference_instances import CLS, FIRST, PAD, SEP, make, numbered, random_documents, rows
 
+from bert_jax.data.corpus import open_corpus
 from bert_jax.data.draws import Purpose, below, random_bits, uniform
 from bert_jax.data.instances import Instances
 from bert_jax.errors import UserError
-
-CLS, SEP, PAD = 2, 3, 0
-
-
-class ListSplit:
-    """A corpus split in memory: documents are lists of sentences, lists of token ids."""
-
-    def __init__(self, documents):
-        self.documents = documents
-        self.sentences = [np.array(s, np.int32) for document in documents for s in document]
-        self.sentence_lengths = np.array([len(s) for s in self.sentences], np.int32)
-        self.document_ends = np.cumsum([len(d) for d in documents]).astype(np.int64)
-
-    def tokens(self, starts, ends):
-        document = np.searchsorted(self.document_ends, starts, side="right")
-        assert (ends > starts).all() and (ends <= self.document_ends[document]).all()
-        ranges = zip(starts.tolist(), ends.tolist(), strict=True)
-        return [np.concatenate(self.sentences[start:end]) for start, end in ranges]
-
-
-def random_documents(rng, documents, sentences, length, long=0.0):
-    """Documents with up to `sentences` sentences of up to `length` tokens, some `long` times that.
-    No two tokens are the same, so that an equal token means the same place in the text."""
-    result, token = [], 10
-    for _ in range(documents):
-        document = []
-        for _ in range(rng.integers(1, sentences + 1)):
-            n = int(rng.integers(1, length + 1)) * (40 if rng.random() < long else 1)
-            document.append(list(range(token, token + n)))
-            token += n
-        result.append(document)
-    return result
-
-
-def make(documents, seq_length=32, seed=5, **options):
-    return Instances(ListSplit(documents), seq_length, seed, CLS, SEP, PAD, **options)
-
-
-def rows(batch, what):
-    """Rows of a [B, S] array without their padding, as lists."""
-    return [row[:n].tolist() for row, n in zip(batch[what], batch["lengths"], strict=True)]
-
 
 SHAPES = {  # documents, sentences, longest sentence, share of sentences 40 times as long
     "ordinary": (20, 30, 12, 0.0),
@@ -142,35 +107,74 @@ def pass_statistics(instances, pass_, documents):
     return statistics(triples, count, documents)
 
 
-def assert_statistics_agree(documents, seq_length, passes):
+def assert_statistics_agree(documents, seq_length, short, passes, precision):
     """Our passes against as many of the reference under Python's own randomness: every fact within
-    four standard errors of the difference, as estimated from the passes."""
-    instances = make(documents, seq_length, seed=1)
+    four standard errors of the difference, as estimated from the passes; these are at most
+    `precision` of the fact, or the test could not tell anything."""
+    instances = make(documents, seq_length, seed=1, short_seq_prob=short)
     ours, theirs = [], []
     for i in range(passes):
         ours.append(pass_statistics(instances, i, documents))
-        free = reference.pass_instances(documents, seq_length, 0.1, reference.FreeDraws(i))
+        free = reference.pass_instances(documents, seq_length, short, reference.FreeDraws(i))
         triples = [(x.a, x.b, x.is_random_next) for x in free]
         theirs.append(statistics(triples, len(free), documents))
     for name in ours[0]:
         a, b = (np.array([facts[name] for facts in side]) for side in (ours, theirs))
         error = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / passes)
         assert abs(a.mean() - b.mean()) <= 4 * error + 1e-9, (name, a, b)
-        assert error <= 0.05 * b.mean(), (name, "passes too few to tell anything")
+        assert error <= precision * b.mean(), (name, a, b)
     return {name: np.mean([facts[name] for facts in ours]) for name in ours[0]}
 
 
 def test_statistics_agree_with_independent_randomness():
     rng = np.random.default_rng(7)
-    documents, token = [], 10
-    for _ in range(400):  # sentences as long as in prose: log-normal around 21
-        lengths = np.clip(rng.lognormal(2.9, 0.6, rng.integers(10, 60)), 1, 200).astype(int)
-        ends = token + lengths.cumsum()
-        documents.append([list(range(e - n, e)) for n, e in zip(lengths, ends, strict=True)])
-        token = int(ends[-1])
-    facts = assert_statistics_agree(documents, 128, passes=8)
+    # Sentences as long as in prose: log-normal around 21 tokens.
+    lengths = [np.clip(rng.lognormal(2.9, 0.6, n), 1, 200) for n in rng.integers(10, 60, 400)]
+    facts = assert_statistics_agree(numbered(lengths), 128, 0.1, passes=8, precision=0.05)
     assert 0.5 < facts["random_next"] < 0.6  # above a half: chunks of one sentence, too
     assert facts["b_from_another_document"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory):
+    """The train split of a few real books, as `bert_jax.prepare` makes it."""
+    root = Path(__file__).parents[1]
+    pack = root.parent / "shared" / "data" / "text_books.tar.xz"
+    if not pack.exists():
+        pytest.skip(f"the book pack {pack} is not on this machine")
+    if not (root / "configs" / "prepare.py").exists():
+        pytest.skip("bert_jax.prepare is not written yet")
+    folder = tmp_path_factory.mktemp("books")
+    with tarfile.open(pack, "r|xz") as archive:  # a stream: it stops after the first books
+        for book in itertools.islice((x for x in archive if x.isfile()), 8):
+            (folder / Path(book.name).name).write_bytes(archive.extractfile(book).read())
+    command = [sys.executable, "-m", "bert_jax.prepare", f"--out={folder / 'corpus'}"]
+    command += ["--config=configs/prepare.py:source=book", f"--config.input={folder}/*.*"]
+    subprocess.run([*command, "--config.vocab_size=4000"], cwd=root, check=True)
+    return open_corpus(folder / "corpus").splits["train"]
+
+
+def test_real_books_give_the_reference_s_statistics(books):
+    ends = [0, *books.document_ends.tolist()]
+    lengths = [books.sentence_lengths[a:b] for a, b in itertools.pairwise(ends)]
+    # Without short targets: with them a few documents' lottery would drown everything else.
+    facts = assert_statistics_agree(numbered(lengths), 128, 0.0, passes=4, precision=0.02)
+    assert facts["full"] > 0.95 and 0.5 <= facts["random_next"] < 0.53
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_real_books_are_read_at_the_right_places(books, pairs):
+    ends = [0, *books.document_ends.tolist()]
+    lengths = [books.sentence_lengths[a:b] for a, b in itertools.pairwise(ends)]
+    places = make(numbered(lengths), 128, pairs=pairs)
+    real = Instances(books, 128, 5, CLS, SEP, PAD, pairs=pairs)
+    text = np.concatenate(books.tokens(np.array(ends[:-1]), np.array(ends[1:])))
+    slots = np.random.default_rng(0).integers(0, 3 * real.per_pass, 2000)
+    batch, expected = real.batch(slots), places.batch(slots)
+    is_text = expected["tokens"] >= FIRST
+    expected["tokens"][is_text] = text[expected["tokens"][is_text] - FIRST]
+    for name in batch:
+        assert np.array_equal(batch[name], expected[name]), name
 
 
 # Passes, order, batches --------------------------------------------------------------------------
@@ -278,8 +282,8 @@ def test_blocks_cover_every_document_once_and_move_from_pass_to_pass(seq_length)
         assert all(row[0] == CLS and row[-1] == SEP and len(row) > 2 for row in found)
         blocks = sorted(row[1:-1] for row in found)
         assert all(block == list(range(block[0], block[-1] + 1)) for block in blocks)
-        assert [t for block in blocks for t in block] == list(range(10, 10 + sum(sizes)))
-        starts, token = {block[0]: len(block) for block in blocks}, 10
+        assert [t for block in blocks for t in block] == list(range(FIRST, FIRST + sum(sizes)))
+        starts, token = {block[0]: len(block) for block in blocks}, FIRST
         for size in sizes:
             assert token in starts  # no block crosses into the document
             first_lengths.append(starts[token])

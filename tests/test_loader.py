@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from test_instances import make, random_documents
+from reference_instances import make, random_documents
 
 from bert_jax.data.loader import eval_batches, instance_ids, train_batches
 from bert_jax.errors import UserError
@@ -38,15 +38,14 @@ def assert_same(batches, expected):
             assert np.array_equal(batch[name], other[name]), name
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
-def test_batches_do_not_depend_on_the_workers(instances, expected, workers):
-    assert_same(train_batches(instances, BATCH, 0, STEPS, workers), expected)
+@pytest.mark.parametrize(("workers", "start"), [(0, 0), (2, 9), (3, 0)])
+def test_batches_do_not_depend_on_the_workers(instances, expected, workers, start):
+    assert_same(train_batches(instances, BATCH, start, STEPS, workers), expected[start:])
 
 
 def test_every_start_step_gives_the_rest_of_the_run(instances, expected):
     for start in (0, 1, 7, STEPS - 1, STEPS):
         assert_same(train_batches(instances, BATCH, start, STEPS), expected[start:])
-    assert_same(train_batches(instances, BATCH, 9, STEPS, workers=2), expected[9:])
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -79,9 +78,9 @@ def test_abandoned_iterators_leave_no_thread_and_no_process(instances):
     batches = train_batches(instances, BATCH, 0, 10**6)
     next(batches)
     batches.close()
-    with_workers = train_batches(instances, BATCH, 0, 10**6, workers=2)
+    with_workers = train_batches(instances, BATCH, 0, 10**6, workers=1)
     next(with_workers)
-    assert len(multiprocessing.active_children()) >= before[1] + 2
+    assert len(multiprocessing.active_children()) == before[1] + 1
     del with_workers  # garbage collection closes, too
     deadline = time.monotonic() + 10
     while others() > before and time.monotonic() < deadline:
@@ -101,7 +100,7 @@ def test_an_error_while_reading_reaches_the_caller(instances):
     broken.split = Broken()
     with pytest.raises(UserError, match="shard 3"):
         next(train_batches(broken, BATCH, 0, 5))
-    with pytest.raises(Exception, match="shard 3"):
+    with pytest.raises(UserError, match="shard 3"):
         next(train_batches(broken, BATCH, 0, 5, workers=1))
 
 

@@ -245,8 +245,11 @@ class Instances:
 
     Slot k is instance k % N of pass k // N, N being the number of chunks of pass 0: finding any
     slot costs the same. Every pass goes through its own chunks in its own random order. Passes of
-    sentence pairs differ in their number of chunks (by about 0.1% on real text): a pass with more
-    leaves its last ones out, one with fewer begins again at its first ones, with other masks.
+    sentence pairs differ in their number of chunks, because every document draws its target length
+    anew: a pass with more than N leaves a random rest out, one with fewer begins again at its
+    first ones, under other ids and so with other masks. The fewer and longer the documents, the
+    more: standard deviation 5% of N for S = 128 and 10% for S = 512 on 218 books, 0.3% and 0.5%
+    when the same text is cut into 30,000 documents. Blocks do not differ.
 
     For evaluation take the first slots of pass 0 under a seed that never changes: a fixed sample,
     spread over the whole split.

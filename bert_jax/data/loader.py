@@ -15,7 +15,7 @@ from bert_jax.errors import UserError
 
 # Reading and NumPy release the interpreter's lock only in part: more threads gain nothing.
 _THREADS = 2
-_PREFETCH = 8  # batches made ahead per process or worker
+_PREFETCH = 8  # batches made ahead in this process, or in each worker
 
 
 def train_batches(
@@ -55,7 +55,7 @@ def train_batches(
         if not flags.FLAGS.is_parsed():  # in a notebook: Grain's own flags keep their defaults
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_PREFETCH)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         )
     return _closing(batches)
 
