@@ -23,6 +23,6 @@ __all__ = ["load"]
 
 def load(path: str, **options: Any):
     """Opens a trained model for use; see `bert_jax.inference.load`."""
-    from bert_jax import inference  # late: `import bert_jax` alone should not import jax
+    from bert_jax.inference import load as open_run  # late: `import bert_jax` imports no jax
 
-    return inference.load(path, **options)
+    return open_run(path, **options)

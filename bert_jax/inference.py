@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.checkpoint import Checkpoints
@@ -16,6 +15,7 @@ from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
 from bert_jax.models.heads import MlmHead
+from bert_jax.models.layers import apply
 
 Text = str | tuple[str, str]  # a text, or a pair of texts
 
@@ -58,15 +58,14 @@ class Model:
         @jax.jit
         def states(params: Any, tokens: jax.Array, segments: jax.Array, lengths: jax.Array):
             mask = padding_mask(lengths, tokens.shape[1])
-            return Encoder(encoder).apply(
-                {"params": params["encoder"]}, tokens, segments, mask, every_layer=True
+            return apply(
+                Encoder(encoder), params["encoder"], tokens, segments, mask, every_layer=True
             )
 
         @jax.jit
         def fill(params: Any, hidden: jax.Array) -> jax.Array:
             table = params["encoder"]["embeddings"]["token"]
-            logits = MlmHead(encoder).apply({"params": params["mlm_head"]}, hidden, table)
-            return jax.nn.softmax(jnp.asarray(logits))
+            return jax.nn.softmax(apply(MlmHead(encoder), params["mlm_head"], hidden, table))
 
         self._states, self._fill = states, fill
 

@@ -4,19 +4,13 @@ Sources: BERT paper A.2; google-research/bert `optimization.py` (AdamWeightDecay
 LAMB: arXiv 1904.00962 with the exclusions of google-research/albert `lamb_optimizer.py`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from bert_jax.errors import UserError
-
-
-class AdamState(NamedTuple):
-    count: jax.Array  # int32 [], updates made
-    mu: optax.Updates  # first moment, like the parameters
-    nu: optax.Updates  # second moment
 
 
 def scale_by_adam(
@@ -29,8 +23,8 @@ def scale_by_adam(
     if bias_correction:
         return optax.scale_by_adam(beta1, beta2, epsilon)
 
-    def init(params: optax.Params) -> AdamState:
-        return AdamState(
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        return optax.ScaleByAdamState(
             jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params)
         )
 
@@ -39,7 +33,7 @@ def scale_by_adam(
         mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, grads)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
-        return updates, AdamState(state.count + 1, mu, nu)
+        return updates, optax.ScaleByAdamState(state.count + 1, mu, nu)
 
     return optax.GradientTransformation(init, update)
 

@@ -87,7 +87,8 @@ def fill_mask_examples(corpus: Corpus, objective: MaskedLM, params: Any) -> list
     examples = []
     for tokens, place in _maskable(corpus.splits["held_out"], tokenizer):
         mask = tokenizer.tokens[tokenizer.mask_id]
-        before, after = tokenizer.decode(tokens[:place]), tokenizer.decode(tokens[place + 1 :])
+        before = tokenizer.decode(tokens[:place].tolist())
+        after = tokenizer.decode(tokens[place + 1 :].tolist())
         text = f"{before} {mask} {after}"
         guesses = model.fill_mask(text, top=3)[0]
         examples.append(

@@ -25,12 +25,8 @@ def make_mesh(sizes: Any) -> Mesh:
     shape = [sizes[axis] for axis in MESH_AXES]
     devices = jax.device_count()
     known = math.prod(size for size in shape if size != -1)
-    if (
-        shape.count(-1) > 1
-        or known <= 0
-        or devices % known
-        or (-1 not in shape and known != devices)
-    ):
+    rest = devices // known if known > 0 else 0
+    if shape.count(-1) > 1 or rest * known != devices or (-1 not in shape and rest != 1):
         raise UserError(
             f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fit {devices} devices: the "
             "sizes must multiply to that number, one of them may be -1 for the rest"

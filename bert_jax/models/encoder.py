@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_jax.models.layers import Block, Embeddings, EncoderConfig, Key, fold
+from bert_jax.models.layers import Block, Embeddings, EncoderConfig, Key, apply, fold
 
 __all__ = ["Encoder", "EncoderConfig", "padding_mask"]
 
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
 
         def body(x, scanned):
             layer, params = scanned
-            return block.apply({"params": params}, x, mask, fold(key, layer)), x
+            return apply(block, params, x, mask, fold(key, layer)), x
 
         if c.remat:
             body = jax.checkpoint(body, prevent_cse=False)

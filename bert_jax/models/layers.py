@@ -5,7 +5,7 @@ A `key` argument is the dropout key of that call; `None` means no dropout (evalu
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -64,6 +64,11 @@ def norm(config: EncoderConfig, name: str = "norm") -> nn.LayerNorm:
         bias_init=zeros("norm"),
         name=name,
     )
+
+
+def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> jax.Array:
+    """A module as a pure function of a plain parameter tree."""
+    return cast(jax.Array, module.apply({"params": params}, *args, **kwargs))
 
 
 def fold(key: Key, site: int) -> Key:

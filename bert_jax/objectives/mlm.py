@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
 from bert_jax.models.heads import Classifier, MlmHead, Pooler
+from bert_jax.models.layers import apply
 from bert_jax.objectives.base import Batch, Mean, Params, cross_entropy, weighted_mean
 from bert_jax.objectives.corruption import Masking, corrupt, instance_keys
 
@@ -53,17 +54,15 @@ class MaskedLM:
         """MLM logits [B, M, V] at positions int[B, M], and NSP logits [B, 2] (or None)."""
         c = self.encoder
         mask = padding_mask(batch["lengths"], tokens.shape[1])
-        hidden = Encoder(c).apply(
-            {"params": params["encoder"]}, tokens, batch["segments"], mask, key
-        )
+        hidden = apply(Encoder(c), params["encoder"], tokens, batch["segments"], mask, key)
         # Only the predicted positions meet the vocabulary.
         predicted = jnp.take_along_axis(hidden, positions[..., None], axis=1)
         table = params["encoder"]["embeddings"]["token"]
-        mlm = MlmHead(c).apply({"params": params["mlm_head"]}, predicted, table)
+        mlm = apply(MlmHead(c), params["mlm_head"], predicted, table)
         if not self.nsp:
             return mlm, None
-        pooled = Pooler(c).apply({"params": params["pooler"]}, hidden)
-        return mlm, Classifier(c, 2).apply({"params": params["nsp_head"]}, pooled)
+        pooled = apply(Pooler(c), params["pooler"], hidden)
+        return mlm, apply(Classifier(c, 2), params["nsp_head"], pooled)
 
     def loss(
         self, params: Params, batch: Batch, key: jax.Array, train: bool
