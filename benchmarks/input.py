@@ -1,10 +1,11 @@
 """Speed of the input alone: instances per second, planning, seeking. A table and one JSON line.
 
-    python benchmarks/input.py --corpus=CORPUS [--seconds=10] [--workers=0]
+    python -m benchmarks.input --corpus=CORPUS [--seconds=10] [--workers=0]
 
 Rates are per CPU second (all threads and ended worker processes), so that other work on the
-machine matters little; per wall second beside it. Seeks start from a fresh `Instances`: index,
-plans and first batch.
+machine matters little; per wall second beside it. `pass_spread` is the standard deviation of the
+number of chunks of a pass over its mean (see `Instances`). Seeks start from a fresh `Instances`:
+index, plans and first batch.
 """
 
 import gc
@@ -15,6 +16,7 @@ import resource
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from absl import flags
 
 from bert_jax import errors
@@ -41,15 +43,19 @@ def cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
-def plan_seconds(split: Split, seq_length: int, pairs: bool) -> float:
-    """Wall time to plan and shuffle a new pass, median of three."""
+def plans(split: Split, seq_length: int, pairs: bool) -> dict[str, float]:
+    """Slots of a pass, wall time to plan and shuffle one (median), spread of their chunks."""
     instances = make(split, seq_length, pairs)
-    n, times = instances.per_pass, []
-    for pass_ in (1, 2, 3):
+    chunks, times = [], []
+    for pass_ in range(9):
         start = time.perf_counter()
-        instances.batch([pass_ * n])
+        chunks.append(len(instances.order(pass_)))
         times.append(time.perf_counter() - start)
-    return sorted(times)[1]
+    return {
+        "per_pass": instances.per_pass,
+        "plan_seconds": float(np.median(times)),
+        "pass_spread": float(np.std(chunks) / np.mean(chunks)),
+    }
 
 
 def seek_seconds(split: Split, seq_length: int, pairs: bool, step: int) -> float:
@@ -98,8 +104,7 @@ def main(argv: Sequence[str]) -> None:
                 {
                     "layout": "pairs" if pairs else "blocks",
                     "seq_length": seq_length,
-                    "per_pass": make(split, seq_length, pairs).per_pass,
-                    "plan_seconds": plan_seconds(split, seq_length, pairs),
+                    **plans(split, seq_length, pairs),
                     "seek_0_seconds": seek_seconds(split, seq_length, pairs, 0),
                     f"seek_{FAR_STEP}_seconds": seek_seconds(split, seq_length, pairs, FAR_STEP),
                     **rates(split, seq_length, pairs),

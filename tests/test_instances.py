@@ -40,7 +40,7 @@ def test_agrees_with_the_reference_instance_by_instance(shape, short):
             expected = reference.pass_instances(
                 documents, seq_length, short, reference.KeyedDraws(trial - 2, pass_)
             )
-            order = instances._order(pass_)
+            order = instances.order(pass_)
             assert sorted(order) == [x.first_sentence for x in expected]
             expected = {x.first_sentence: x for x in expected}
             # Every slot of the pass, and beyond its own chunks where it has fewer than pass 0.
@@ -97,7 +97,7 @@ def statistics(triples, count, documents):
 
 def pass_statistics(instances, pass_, documents):
     """`statistics` of a pass of ours."""
-    count = len(instances._order(pass_))
+    count = len(instances.order(pass_))
     n = min(count, instances.per_pass)
     batch = instances.batch(pass_ * instances.per_pass + np.arange(n))
     triples = []
@@ -228,11 +228,11 @@ def test_the_order_is_a_random_permutation_of_the_whole_text():
     documents = random_documents(np.random.default_rng(5), 100, 60, 12)
     instances = make(documents)
     for pass_ in range(2):
-        order, chunks = instances._order(pass_), instances._layout.chunks(pass_)
+        order, chunks = instances.order(pass_), instances._layout.chunks(pass_)
         assert (np.sort(order) == chunks).all()
         assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.05
     # The first slots, which evaluation takes, are spread over the documents.
-    first = instances._text.document_of(instances._order(0)[:100])
+    first = instances._text.document_of(instances.order(0)[:100])
     assert len(set(first.tolist())) > 45
     assert np.histogram(first, 4, (0, 100))[0].min() > 10
 

@@ -307,7 +307,7 @@ class Instances:
     def per_pass(self) -> int:
         """N, the slots of a pass."""
         if self._per_pass is None:
-            self._per_pass = len(self._order(0))
+            self._per_pass = len(self.order(0))
         return self._per_pass
 
     def ids(self, slots: np.ndarray) -> np.ndarray:
@@ -332,7 +332,7 @@ class Instances:
         pass_, index = ids.astype(np.int64).T
         chunk = np.empty_like(index)
         for number in np.unique(pass_):
-            order = self._order(int(number))
+            order = self.order(int(number))
             rows = pass_ == number
             chunk[rows] = order[index[rows] % len(order)]
         spans = self._layout.spans(pass_, chunk)
@@ -371,7 +371,7 @@ class Instances:
         read = self.split.tokens(first, last)
         return [text[s : s + n] for text, s, n in zip(read, skip, take, strict=True)]
 
-    def _order(self, pass_: int) -> np.ndarray:
+    def order(self, pass_: int) -> np.ndarray:
         """The chunks of a pass in the order of its slots, int64[n]; cached."""
         order = self._orders.get(pass_)
         if order is None:
