@@ -58,8 +58,10 @@ def _corrupt_one(
     candidate = place < length
     for special in masking.never:
         candidate &= tokens != special
-    # As released: the share is of all tokens, rounded half to even, at least one.
-    wanted = jnp.clip(jnp.round(length * masking.rate).astype(jnp.int32), 1, slots)
+    # As released: the share is of all tokens, rounded half to even, at least one. A table, because
+    # in float32 a tie such as 0.3·95 = 28.5 would fall to the wrong side.
+    share = np.array([max(1, round(n * masking.rate)) for n in range(size + 1)], np.int32)
+    wanted = jnp.minimum(jnp.asarray(share)[length], slots)
     priority = jax.random.uniform(order_key, (size,))
     if masking.continuation is None:
         rank = jnp.argsort(jnp.argsort(jnp.where(candidate, priority, 2.0)))
