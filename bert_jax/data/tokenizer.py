@@ -1,9 +1,276 @@
-"""placeholder, replaced in minutes"""
+"""One tokenizer class for WordPiece and unigram vocabularies, whatever file they come from.
+
+Everything becomes a `tokenizers.Tokenizer`, so text goes through one code path. A WordPiece one
+gives what google-research/bert tokenization.py gives: clean, space out CJK, lower-case and strip
+accents (uncased), split on punctuation, greedy longest match with at most 200 characters a word.
+A SentencePiece unigram model gives what the sentencepiece library gives.
+
+Differences from the original, all meant or harmless:
+- Where the vocabulary keeps Hangul syllables or voiced kana whole (every vocabulary trained here
+  does), an uncased tokenizer does so too. The original decomposes them (NFD) and drops the voicing
+  marks. A published uncased vocabulary made of Jamo (bert-base-uncased, bert-base-chinese) gets
+  the original behaviour, which is what its pieces need.
+- Private-use and unassigned code points are dropped; the original keeps them in the word.
+- A capital sigma at the end of a word becomes σ, not ς.
+"""
+
+import functools
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from bert_jax.errors import UserError
+
+# Special tokens by role: how BERT vocabularies write them, and how SentencePiece models do.
+ROLES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<cls>"),
+    "sep": ("[SEP]", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+_KEPT_WHOLE = re.compile("[\uac00-\ud7a3がぎぐげござじずぜぞだぢづでどばびぶべぼガギグゲゴ]")
+_CASED_PIECE = re.compile("(##)?[A-Z]+[a-z]*")
 
 
 class Tokenizer:
-    pass
+    """Text to ids and back.
+
+    Attributes:
+      backend: the `tokenizers.Tokenizer`; it takes special tokens written in a text as text.
+      vocab_size: V, the number of ids.
+      tokens: list of V strings.
+      pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
+      special_ids: these five, as a list.
+      continuation: bool [V], True where a piece continues a word (`##x`, or without `▁`).
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, name: str = "the vocabulary"):
+        """Wraps `backend`; `name` is what errors call it.
+
+        Raises:
+          UserError: a special token is missing, or the model is neither WordPiece nor unigram.
+        """
+        kind = type(backend.model).__name__
+        if kind not in ("WordPiece", "Unigram"):
+            raise UserError(f"{name} is a {kind} vocabulary; WordPiece and unigram are supported")
+        self.kind = kind.lower()
+        backend.no_padding()
+        backend.no_truncation()
+        ids = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(ids.values()) + 1
+        self.tokens = [""] * self.vocab_size
+        for token, number in ids.items():
+            self.tokens[number] = token
+        found = {role: [t for t in names if t in ids] for role, names in ROLES.items()}
+        missing = [" or ".join(ROLES[role]) for role, names in found.items() if not names]
+        if missing:
+            raise UserError(f"{name} lacks the special token {', '.join(missing)}")
+        self.special_tokens = [names[0] for names in found.values()]
+        self.special_ids = [ids[token] for token in self.special_tokens]
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
+        begins = self.kind == "unigram"
+        self.continuation = np.array([t.startswith("▁" if begins else "##") for t in self.tokens])
+        if begins:
+            self.continuation = ~self.continuation
+            self.continuation[[i for i, t in enumerate(self.tokens) if _is_control(t)]] = False
+        backend.add_special_tokens(self.special_tokens)
+        backend.encode_special_tokens = True
+        self.backend = backend
+        if set(self.encode_batch([" ".join(self.special_tokens)])[0]) & {
+            self.pad_id, self.cls_id, self.sep_id, self.mask_id
+        }:  # fmt: skip
+            raise UserError(f"{name} makes special tokens of running text, such as [SEP]")
+
+    def __reduce__(self):
+        return _from_json, (self.backend.to_str(),)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens; a literal "[SEP]" or "[MASK]" is text."""
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of one text; with `special`, a special token written in it is taken as such."""
+        backend = self.special_backend if special else self.backend
+        return backend.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def special_backend(self) -> tokenizers.Tokenizer:
+        """A copy of `backend` that recognises special tokens written in a text."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens left out."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes tokenizer.json and, for a WordPiece, vocab.txt into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        if self.kind == "wordpiece":
+            text = "".join(token + "\n" for token in self.tokens)
+            (folder / "vocab.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
-def load_tokenizer(path, lowercase=None):
-    raise NotImplementedError
+def _from_json(text: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+
+
+def _is_control(token: str) -> bool:
+    return bool(re.fullmatch(r"<[^<>▁ ]+>|\[[A-Z]+\]", token))
+
+
+def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> Tokenizer:
+    """Loads a BERT vocab.txt, a tokenizer.json, a SentencePiece model, or a folder with one.
+
+    Args:
+      path: the file or folder; in a folder, tokenizer.json goes before vocab.txt and *.model.
+      lowercase: None to find out from the vocabulary.
+
+    Raises:
+      UserError: not found, unreadable, unsupported, or `lowercase` contradicts the vocabulary.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = ["tokenizer.json", "vocab.txt", *sorted(f.name for f in path.glob("*.model"))]
+        files = [path / name for name in names if (path / name).is_file()]
+        if not files:
+            raise UserError(f"{path} holds no tokenizer.json, vocab.txt or SentencePiece .model")
+        path = files[0]
+    if not path.is_file():
+        raise UserError(f"vocabulary {path} does not exist")
+    try:
+        if path.suffix == ".json":
+            tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path)), str(path))
+            return _check_case(tokenizer, lowercase, path)
+        if path.suffix == ".model":
+            tokenizer = Tokenizer(_from_sentencepiece(path), str(path))
+            return _check_case(tokenizer, lowercase, path)
+        # The original reads with readline, which knows no line end but \n, and strips.
+        lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+        return wordpiece_tokenizer([line.strip() for line in lines], lowercase, str(path))
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises plain Exception
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"vocabulary {path} cannot be read: {reason}") from error
+
+
+def wordpiece_tokenizer(
+    tokens: Sequence[str], lowercase: bool | None = None, name: str = "the vocabulary"
+) -> Tokenizer:
+    """BERT's tokenizer for `tokens`, whose position is their id.
+
+    Source: google-research/bert tokenization.py, FullTokenizer.
+
+    Args:
+      tokens: V strings.
+      lowercase: None to find out from the vocabulary: uncased unless it has cased ASCII words.
+      name: what errors call the vocabulary.
+    """
+    if ROLES["unk"][0] not in tokens:
+        raise UserError(f"{name} lacks the special token [UNK]")
+    cased = any(_CASED_PIECE.fullmatch(token) for token in tokens)
+    if lowercase is not None and lowercase == cased:
+        kind = "cased" if cased else "uncased"
+        raise UserError(f"{name} is {kind}, which contradicts lowercase={lowercase}")
+    ids = {token: number for number, token in enumerate(tokens)}
+    model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200)  # type: ignore[call-arg]
+    backend = tokenizers.Tokenizer(model)
+    whole = any(_KEPT_WHOLE.search(token) for token in tokens)
+    backend.normalizer = bert_normalizer(not cased, keep_whole=whole)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    if "[CLS]" in ids and "[SEP]" in ids:
+        backend.post_processor = processors.BertProcessing(
+            ("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"])
+        )
+    return Tokenizer(backend, name)
+
+
+def bert_normalizer(lowercase: bool, keep_whole: bool = True) -> normalizers.Normalizer:
+    """BERT's clean-up of text before it is split; `keep_whole` for Hangul and voiced kana."""
+    plain = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=lowercase
+    )
+    if not lowercase:
+        return plain
+    if not keep_whole:
+        return normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
+        )
+    accents = Regex("[\\p{Mn}&&[^\u3099\u309a]]+")  # all but the voicing marks of kana
+    return normalizers.Sequence(
+        [plain, normalizers.NFD(), normalizers.Replace(accents, ""), normalizers.NFC()]
+    )
+
+
+def _check_case(tokenizer: Tokenizer, lowercase: bool | None, path: Path) -> Tokenizer:
+    """Raises UserError where `lowercase` is not what the tokenizer does."""
+    normalizer = tokenizer.backend.normalizer
+    lowers = normalizer is not None and "a" in normalizer.normalize_str("A")
+    if lowercase is not None and lowercase != lowers:
+        kind = "lower-cases" if lowers else "keeps capitals"
+        raise UserError(f"{path} {kind}, which contradicts lowercase={lowercase}")
+    return tokenizer
+
+
+def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:
+    """Builds the tokenizer of a SentencePiece unigram model (sentencepiece_model.proto)."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto.FromString(path.read_bytes())
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    if trainer.model_type != 1:
+        kind = {2: "BPE", 3: "word", 4: "character"}.get(trainer.model_type, "unknown")
+        raise UserError(f"{path} is a SentencePiece model of {kind} type; unigram is supported")
+    if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
+        raise UserError(f"{path} marks spaces in a way that is not supported (only a leading ▁ is)")
+    normal, control, unknown, user_defined, byte = 1, 3, 2, 4, 6
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    unk_id = next(i for i, piece in enumerate(model.pieces) if piece.type == unknown)
+    backend = tokenizers.Tokenizer(
+        models.Unigram(pieces, unk_id, any(p.type == byte for p in model.pieces))
+    )
+    steps: list[normalizers.Normalizer] = []
+    if normalizer.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
+    if normalizer.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    backend.normalizer = normalizers.Sequence(steps)
+    special = [p.piece for p in model.pieces if p.type in (control, unknown)]
+    special += [p.piece for p in model.pieces if p.type == user_defined and _is_control(p.piece)]
+    # A control piece is never matched in text by sentencepiece: its first character is split off.
+    # A user-defined piece is always matched as a whole.
+    alone = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in special]
+    alone += [re.escape(p.piece) for p in model.pieces if p.type == user_defined]
+    alone.sort(key=len, reverse=True)
+    several_words = any("▁" in p.piece[1:] for p in model.pieces if p.type == normal)
+    spaces = pre_tokenizers.Metaspace(
+        replacement="▁",
+        prepend_scheme="always" if normalizer.add_dummy_prefix else "never",
+        split=not several_words,
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [spaces, pre_tokenizers.Split(Regex("|".join(alone)), "isolated")]
+    )
+    backend.decoder = decoders.Metaspace(replacement="▁")
+    return backend
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 of a saved tokenizer, as hex."""
+    import hashlib
+
+    text = json.dumps(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,306 @@
+"""Raw text files to documents, and paragraphs to sentences.
+
+A document is a list of paragraphs (str). Files are read as streams of lines, so memory does not
+depend on the size of a file, a document or a line: a line is cut after 1 MiB, a document after
+4 MB, a sentence after 2,000 characters, at white space where there is some.
+"""
+
+import html
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from bert_jax.errors import UserError
+
+LINE_BYTES = 1 << 20
+DOCUMENT_BYTES = 4_000_000
+SENTENCE_CHARS = 2000
+
+Lines = Iterator[tuple[int, str]]
+
+
+class Reader:
+    """Reads byte ranges of files into documents.
+
+    Attributes:
+      position: byte up to which the file at hand has been read.
+      notes: Counter of what was met on the way: `invalid_lines` (left out), `long_lines`,
+        `long_documents`, `long_sentences` (cut), `nul_bytes` (left out).
+    """
+
+    def __init__(self, on_error: str = "stop"):
+        """`on_error` is `stop`, or `skip` to leave out lines that are not UTF-8."""
+        self._on_error = on_error
+        self.notes: Counter[str] = Counter()
+        self.position = 0
+
+    def documents(
+        self, source: str, path: Path, begin: int = 0, end: int | None = None
+    ) -> Iterator[list[str]]:
+        """Documents of bytes begin..end, which `document_start` has aligned.
+
+        Raises:
+          UserError: invalid UTF-8 (file and byte offset), unless bad lines are left out.
+        """
+        split_documents, _ = SOURCES[source]
+        with open(path, "rb") as file:
+            lines = self._lines(file, path, begin, os.path.getsize(path) if end is None else end)
+            for document in split_documents(lines):
+                yield from self._cut(document)
+
+    def _lines(self, file: IO[bytes], path: Path, begin: int, end: int) -> Lines:
+        """(offset, text) of each line, without line end; blank lines as ""."""
+        file.seek(begin)
+        offset, rest = begin, b""
+        while offset + len(rest) < end:
+            data = rest + file.readline(LINE_BYTES - len(rest))
+            if not data:
+                return
+            rest = b""
+            if len(data) == LINE_BYTES and not data.endswith(b"\n"):
+                data, rest = _cut_bytes(data)
+                self.notes["long_lines"] += 1
+            start, offset = offset, offset + len(data)
+            self.position = offset
+            text = self._decode(data, path, start)
+            if text is not None:
+                yield start, text
+
+    def _decode(self, data: bytes, path: Path, start: int) -> str | None:
+        if start == 0 and data.startswith(b"\xef\xbb\xbf"):
+            data, start = data[3:], 3
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.notes["invalid_lines"] += 1
+            if self._on_error == "skip":
+                return None
+            raise UserError(
+                f"{path}: invalid UTF-8 at byte {start + error.start}; convert the file to UTF-8, "
+                "or leave such lines out with --config.on_error=skip"
+            ) from None
+        if "\0" in text:
+            self.notes["nul_bytes"] += text.count("\0")
+            text = text.replace("\0", "")
+        return text.strip()
+
+    def _cut(self, paragraphs: Iterator[str]) -> Iterator[list[str]]:
+        """Documents of at most about DOCUMENT_BYTES from the paragraphs of one."""
+        document: list[str] = []
+        size = 0
+        for paragraph in paragraphs:
+            if size > DOCUMENT_BYTES:
+                self.notes["long_documents"] += 1
+                yield document
+                document, size = [], 0
+            document.append(paragraph)
+            size += len(paragraph)
+        if document:
+            yield document
+
+    def sentences(self, paragraph: str, split: bool = True) -> list[str]:
+        """Sentences of a paragraph (itself, without `split`), the overlong ones cut."""
+        result = split_sentences(paragraph) if split else [paragraph]
+        if len(paragraph) > SENTENCE_CHARS and any(len(s) > SENTENCE_CHARS for s in result):
+            self.notes["long_sentences"] += sum(len(s) > SENTENCE_CHARS for s in result)
+            result = [piece for sentence in result for piece in _cut_text(sentence)]
+        return result
+
+
+def document_start(source: str, path: Path, position: int) -> int:
+    """First byte at or after `position` where a document starts, else the size of the file."""
+    _, is_start = SOURCES[source]
+    size = os.path.getsize(path)
+    if position <= 0 or is_start is None:
+        return 0 if position <= 0 else size
+    with open(path, "rb") as file:
+        file.seek(position - 1)
+        # The first line may have begun before `position`: it neither starts a document nor is it
+        # known to be blank.
+        before, whole = b"x", file.readline(LINE_BYTES).endswith(b"\n")
+        while line := file.readline(LINE_BYTES):
+            if whole and is_start(before, line):
+                return file.tell() - len(line)
+            before, whole = line, line.endswith(b"\n")
+    return size
+
+
+def _cut_bytes(data: bytes) -> tuple[bytes, bytes]:
+    """Cuts a piece of a longer line at its last white space, or else between two characters."""
+    at = max(data.rfind(b" "), data.rfind(b"\t")) + 1
+    if at <= 0:
+        at = len(data) - 1
+        while at > len(data) - 4 and data[at] & 0xC0 == 0x80:
+            at -= 1
+    return data[:at], data[at:]
+
+
+def _cut_text(sentence: str) -> Iterator[str]:
+    while len(sentence) > SENTENCE_CHARS:
+        at = sentence.rfind(" ", 1, SENTENCE_CHARS + 1)
+        at = at if at > 0 else SENTENCE_CHARS
+        yield sentence[:at]
+        sentence = sentence[at:].lstrip()
+    if sentence:
+        yield sentence
+
+
+def _text_documents(lines: Lines) -> Iterator[Iterator[str]]:
+    """Plain text: a blank line between documents, a line is a paragraph or a sentence."""
+    for _, first in lines:
+        if first:
+            yield _until_blank(first, lines)
+
+
+def _until_blank(first: str, lines: Lines) -> Iterator[str]:
+    yield first
+    for _, line in lines:
+        if not line:
+            return
+        yield line
+
+
+def _wiki_documents(lines: Lines) -> Iterator[Iterator[str]]:
+    """WikiExtractor: `<doc ... title="...">`, the title again, a paragraph a line, `</doc>`."""
+    for _, line in lines:
+        if line.startswith("<doc "):
+            found = re.search(r'title="(.*)"', line)
+            yield _wiki_paragraphs(html.unescape(found[1]) if found else "", lines)
+
+
+def _wiki_paragraphs(title: str, lines: Lines) -> Iterator[str]:
+    first = True
+    for _, line in lines:
+        if line == "</doc>":
+            return
+        if line and not (first and html.unescape(line) == title):
+            yield line
+        first = first and not line
+
+
+def _book_documents(lines: Lines) -> Iterator[Iterator[str]]:
+    """A book a file: blank lines between paragraphs, whose hard-wrapped lines are joined.
+
+    Headings lose their Markdown marks; lines without any letter or digit (rules) are left out.
+    """
+    yield _book_paragraphs(lines)
+
+
+def _book_paragraphs(lines: Lines) -> Iterator[str]:
+    paragraph: list[str] = []
+    for _, line in lines:
+        heading = line.startswith("#")
+        text = line.lstrip("#").strip() if heading else line
+        if paragraph and (not line or heading or sum(map(len, paragraph)) > LINE_BYTES):
+            yield " ".join(paragraph)
+            paragraph = []
+        if not text or _NO_WORD(text):
+            continue
+        if heading:
+            yield text
+        else:
+            paragraph.append(text)
+    if paragraph:
+        yield " ".join(paragraph)
+
+
+_NO_WORD = re.compile(r"[\W_]*").fullmatch
+
+
+# How to read each source, and whether a document starts at (line before, line); None: a file is
+# one document.
+SOURCES: dict[str, tuple[Callable, Callable[[bytes, bytes], bool] | None]] = {
+    "text": (_text_documents, lambda before, line: not before.strip() and bool(line.strip())),
+    "wikiextractor": (_wiki_documents, lambda before, line: line.startswith(b"<doc ")),
+    "book": (_book_documents, None),
+}
+
+
+# --- Sentences ---------------------------------------------------------------------------------
+
+_CLOSE = "\"'”’»)\\]」』）】〉》›"
+_OPEN = "\"'“‘«(\\[「『（【〈《‹¿¡"
+# A stop, closing quotes and brackets, then white space; or, without white space, a CJK stop; or
+# the stop of a Korean ending (다. 요.) before a syllable.
+_STOP = re.compile(
+    rf"[.!?…]+[{_CLOSE}]*(?=\s)|[。！？｡]+[.!?…。！？｡]*[{_CLOSE}]*|(?<=[다요죠까])[.!?]+(?=[가-힣])"
+)
+_NEXT = re.compile(rf"\s*[{_OPEN}]*")
+_NEXT_WORD = re.compile(rf"\s*[{_OPEN}]*([\w'’]+)")
+# Quoted speech that the sentence goes on from: 「…。」と言った, "…." 라고 말했다.
+_GOES_ON = re.compile(r"[とっ、，,]|(?:이?라고|라는|이라는|하고|하며|고|며|라며)(?![가-힣])")
+_WORD = re.compile(r"[\w.&'’-]*\Z")
+# Never end a sentence: titles and the like, before a name or a number.
+_TITLE_WORDS = """
+mr mrs ms messrs mme mlle dr prof rev fr st hon gov sen rep pres gen col lt maj capt cmdr adm sgt
+cpl pvt supt insp mt ft no nos vol vols fig figs pp ch sec art ed eds trans ca cf viz vs v e.g i.e
+approx est dept univ al op
+"""
+# Can end one: only before a word that often begins one.
+_MAYBE_WORDS = """
+jr sr inc ltd co corp bros etc esq ph.d m.d b.a m.a d.c a.m p.m u.s u.k u.n jan feb mar apr jun
+jul aug sep sept oct nov dec
+"""
+_STARTER_WORDS = """
+the a an it its he she his her they their there this that these those we our i in on at by for
+from as after although and but if when while since however it's many most some several both each
+all one two during with to what who how why where no yes not so then thus
+"""
+_TITLES = frozenset(_TITLE_WORDS.split())
+_MAYBE = frozenset(_MAYBE_WORDS.split())
+_STARTERS = frozenset(_STARTER_WORDS.split())
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of a paragraph, in order; only white space between them is lost.
+
+    Knows English (abbreviations, initials, quotes after the stop, decimals, ellipses), Chinese and
+    Japanese full stops, and Korean endings with and without a space after the stop.
+    """
+    result = []
+    start = 0
+    for match in _STOP.finditer(text):
+        end = match.end()
+        following = _NEXT.match(text, end)
+        assert following is not None
+        at = following.end()
+        if at >= len(text):
+            break
+        if _ends_sentence(text, start, match, text[at]):
+            sentence = text[start:end].strip()
+            if sentence:
+                result.append(sentence)
+            start = end
+    rest = text[start:].strip()
+    if rest:
+        result.append(rest)
+    return result
+
+
+def _ends_sentence(text: str, start: int, match: re.Match, after: str) -> bool:
+    """Whether a sentence that began at `start` ends at `match`; `after` follows it."""
+    stop, end = match[0], match.end()
+    if after.islower() or after in ".!?…,;:":
+        return False
+    closed = stop[-1] not in ".!?…。！？｡"
+    if closed and _GOES_ON.match(text, end + (text[end] == " ")):
+        return False
+    if stop != ".":
+        return True
+    word_match = _WORD.search(text, max(start, match.start() - 20), match.start())
+    word = word_match[0] if word_match else ""
+    if word.isdigit():  # a list number, or a Korean date: 2020. 3. 15.
+        return not (after.isdigit() or not text[start : match.start() - len(word)].strip())
+    lower = word.lower()
+    if lower in _TITLES:
+        return False
+    initial = len(word) == 1 and word.isalpha() and word.isupper() and word.isascii()
+    acronym = len(word) >= 3 and word[1::2].strip(".") == "" and word[::2].isalpha()
+    if initial or acronym or lower in _MAYBE:
+        following = _NEXT_WORD.match(text, end)
+        return word == "I" or bool(following and following[1].lower() in _STARTERS)
+    return True
+
