@@ -142,8 +142,6 @@ def books(tmp_path_factory):
     pack = root.parent / "shared" / "data" / "text_books.tar.xz"
     if not pack.exists():
         pytest.skip(f"the book pack {pack} is not on this machine")
-    if not (root / "configs" / "prepare.py").exists():
-        pytest.skip("bert_jax.prepare is not written yet")
     folder = tmp_path_factory.mktemp("books")
     with tarfile.open(pack, "r|xz") as archive:  # a stream: it stops after the first books
         for book in itertools.islice((x for x in archive if x.isfile()), 8):
