@@ -40,8 +40,14 @@ class Checkpoints:
     """The checkpoints of one run, newest last, in `folder`."""
 
     def __init__(self, folder: str | Path, keep: int = 2, read_only: bool = False):
-        """keep: how many of the newest stay. read_only: touch nothing, the run may be going on."""
+        """Opens `folder`, making it unless read_only.
+
+        keep: how many of the newest stay. read_only: touch nothing, the run may be going on.
+        Raises: UserError when there is nothing to read.
+        """
         self._folder, self._read_only = Path(folder).resolve(), read_only
+        if read_only and not self._folder.is_dir():
+            raise UserError(f"there are no checkpoints at {self._folder}")
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         policies = ocp.training.preservation_policies

@@ -1,0 +1,273 @@
+"""Checkpoints: what was saved comes back to the bit, on any devices, or the one before does."""
+
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bert_jax import sharding
+from bert_jax.checkpoint import Checkpoints, check_fit
+from bert_jax.errors import UserError
+
+# Orbax leaves coroutines behind when a read fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def state(step: int, mesh=None):
+    """A state of several types and shapes that differs from step to step."""
+    rng = np.random.default_rng(step)
+    values = {
+        "step": np.int32(step),
+        "params": {
+            "kernel": rng.normal(size=(16, 24)).astype(np.float32),
+            "half": jnp.asarray(rng.normal(size=(8,)), jnp.bfloat16),
+            "odd": np.array([np.nan, np.inf, -0.0, 1e-42], np.float32),
+        },
+        "opt_state": (rng.normal(size=(16, 24)).astype(np.float32), np.int32(step)),
+    }
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh or mesh_of(1), spec(x))), values
+    )
+
+
+def spec(x) -> PartitionSpec:
+    return PartitionSpec("fsdp", "tensor") if x.ndim == 2 else PartitionSpec()
+
+
+def mesh_of(devices: int) -> jax.sharding.Mesh:
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    shape = (1, devices // 2, 2) if devices > 1 else (1, 1, 1)
+    return jax.make_mesh(
+        shape, sharding.MESH_AXES, axis_types=auto, devices=jax.devices()[:devices]
+    )
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def bits(tree):
+    return [(x.dtype, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
+
+
+def save(folder: Path, *steps: int, mesh=None, keep: int = 2):
+    checkpoints = Checkpoints(folder, keep)
+    for step in steps:
+        checkpoints.save(step, state(step, mesh))
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def restore(folder: Path, wanted=None, read_only: bool = False):
+    checkpoints = Checkpoints(folder, read_only=read_only)
+    try:
+        return checkpoints.restore(wanted)
+    finally:
+        checkpoints.close()
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files that hold arrays, the largest first."""
+    files = [f for f in (folder / "state").rglob("*") if f.is_file() and "/d/" in str(f)]
+    return sorted(files, key=lambda f: -f.stat().st_size)
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(f.relative_to(folder)): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Checkpoints 1 and 2, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("two") / "checkpoints"
+    save(folder, 1, 2)
+    return folder
+
+
+@pytest.fixture
+def folder(two, tmp_path) -> Path:
+    shutil.copytree(two, tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def test_round_trip_is_exact_and_the_newest_wins(folder):
+    step, restored = restore(folder, abstract(state(0)))
+    assert step == 2
+    assert bits(restored) == bits(state(2))
+    assert jax.tree.structure(restored) == jax.tree.structure(state(2))
+
+
+def test_an_empty_folder_holds_nothing(tmp_path):
+    assert restore(tmp_path / "checkpoints", abstract(state(0))) is None
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_only_the_newest_stay(tmp_path, keep):
+    save(tmp_path / "checkpoints", 3, 5, 6, 10, keep=keep)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep)
+    assert checkpoints.steps == [3, 5, 6, 10][-keep:]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (8, 4)])
+def test_restoring_on_another_number_of_devices(tmp_path, before, after):
+    save(tmp_path / "checkpoints", 4, mesh=mesh_of(before))
+    wanted = abstract(state(0, mesh_of(after)))
+    step, restored = restore(tmp_path / "checkpoints", wanted)
+    assert step == 4
+    assert bits(restored) == bits(state(4))
+    kernel = restored["params"]["kernel"]
+    assert kernel.sharding == wanted["params"]["kernel"].sharding
+    assert len(kernel.sharding.device_set) == after
+
+
+def test_parameters_alone(folder):
+    step, restored = restore(folder)
+    assert step == 2
+    assert restored.keys() == {"params"}
+    assert bits(restored) == bits({"params": state(2)["params"]})
+    wanted = {"params": abstract(state(0, mesh_of(8)))["params"]}
+    assert bits(restore(folder, wanted)[1]) == bits(restored)
+
+
+def test_another_model_is_named_leaf_by_leaf(folder):
+    other = abstract(state(0))
+    other["params"]["kernel"] = jax.ShapeDtypeStruct((16, 32), jnp.float32)
+    other["params"]["more"] = other["params"].pop("half")
+    before = listing(folder)
+    with pytest.raises(UserError) as error:
+        restore(folder, other)
+    text = str(error.value)
+    assert "params/kernel: (16, 24) there, (16, 32) here" in text
+    assert "params/half: (8,) there, absent here" in text
+    assert "params/more: absent there, (8,) here" in text
+    assert "odd" not in text
+    assert listing(folder) == before  # it is no damage: nothing is moved
+
+
+def test_a_long_list_of_differences_is_cut():
+    wanted = {str(i): np.zeros(i) for i in range(20)}
+    with pytest.raises(UserError, match=r"of another model: .*; and 12 more$"):
+        check_fit({}, wanted, "here")
+
+
+def truncated(checkpoint: Path) -> None:
+    largest = data_files(checkpoint)[0]
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def emptied(checkpoint: Path) -> None:
+    for file in data_files(checkpoint):
+        os.truncate(file, 0)
+
+
+def without_data(checkpoint: Path) -> None:
+    for file in data_files(checkpoint):
+        file.unlink()
+
+
+def flipped(checkpoint: Path) -> None:
+    """One byte in the middle of the data."""
+    largest = data_files(checkpoint)[0]
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    largest.write_bytes(data)
+
+
+def zeroed(checkpoint: Path) -> None:
+    """A hole, as a file system leaves it after a power cut: the size is right."""
+    largest = data_files(checkpoint)[0]
+    data = bytearray(largest.read_bytes())
+    half = len(data) // 2
+    data[half : half + 64] = bytes(64)
+    largest.write_bytes(data)
+
+
+def without_metadata(checkpoint: Path) -> None:
+    for file in checkpoint.rglob("*"):
+        if file.is_file() and "METADATA" in file.name.upper():
+            file.unlink()
+
+
+def without_state(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "state")
+
+
+DAMAGES = [truncated, emptied, without_data, flipped, zeroed, without_metadata, without_state]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_damage_falls_back_to_the_checkpoint_before(folder, damage, capfd):
+    damage(folder / "2")
+    step, restored = restore(folder, abstract(state(0)))
+    assert step == 1
+    assert bits(restored) == bits(state(1))
+    said = capfd.readouterr().err
+    assert "warning: checkpoint 2 is damaged" in said
+    assert "falling back to the one before" in said
+    aside = folder.parent / "damaged_checkpoints" / "2"
+    assert str(aside) in said
+    assert aside.is_dir()
+    assert not (folder / "2").exists()
+    save(folder, 2)  # its place is free for the run that goes on
+    assert restore(folder, abstract(state(0)))[0] == 2
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_damage_is_seen_when_the_parameters_alone_are_read(folder, damage, capfd):
+    damage(folder / "2")
+    before = listing(folder)
+    step, restored = restore(folder, read_only=True)
+    assert step == 1
+    assert bits(restored) == bits({"params": state(1)["params"]})
+    assert "checkpoint 2 is damaged" in capfd.readouterr().err
+    assert listing(folder) == before
+
+
+def test_all_damaged_is_a_user_error(folder):
+    flipped(folder / "1")
+    truncated(folder / "2")
+    with pytest.raises(UserError, match=r"all checkpoints \(1, 2\) are damaged"):
+        restore(folder, abstract(state(0)))
+
+
+def test_a_save_that_was_cut_off_is_ignored_and_cleaned(folder):
+    """What SIGKILL leaves in the middle of a save: a folder that was never renamed."""
+    cut_off = folder / "3.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "2", cut_off)
+    without_metadata(cut_off)
+    assert restore(folder, read_only=True)[0] == 2
+    assert cut_off.exists()  # not ours to clean: the run may be saving right now
+    assert restore(folder, abstract(state(0)))[0] == 2
+    assert not cut_off.exists()
+
+
+def test_reading_only_changes_nothing(folder):
+    before = listing(folder.parent)
+    assert restore(folder, read_only=True)[0] == 2
+    assert listing(folder.parent) == before
+
+
+def test_reading_only_makes_no_folder(tmp_path):
+    with pytest.raises(UserError, match="no checkpoints at"):
+        restore(tmp_path / "checkpoints", read_only=True)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_saving_the_next_does_not_wait_for_the_reader_of_the_last(tmp_path):
+    """Donated buffers: what was saved is what was there when `save` was called."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    change = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    value = {"params": {"kernel": jnp.zeros((512, 512))}}
+    for step in (1, 2):
+        checkpoints.save(step, value)
+        value = change(value)
+    checkpoints.wait()
+    assert np.asarray(checkpoints.restore(abstract(value))[1]["params"]["kernel"]).max() == 1
+    checkpoints.close()
