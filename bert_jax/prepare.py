@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from bert_jax import errors
-from bert_jax.data import pydocs, units
+from bert_jax.data import pydocs, tfds_source, units
 from bert_jax.data.corpus import FORMAT, PARTIAL, Corpus, open_corpus
 from bert_jax.data.corpus_writer import assemble, read_unit, total_counts, write_json
 from bert_jax.data.text import SOURCES
@@ -55,7 +56,7 @@ def prepare(config: ml_collections.ConfigDict, out: Path, quiet: bool = False) -
     _check_settings(config)
     files = units.find_files(config.input, config.source)
     if config.source == "pydocs" and not files:
-        files = [("pydocs", "pydocs:")]
+        files = [("pydocs", "pydocs")]
     if not files:
         raise UserError(f"source {config.source} needs an input: --config.input='PATTERN,...'")
     settings = {name: value for name, value in config.items() if name != "workers"}
@@ -90,19 +91,20 @@ def _hash_sources(files: Sequence[tuple[str, str]], config: Any) -> list[dict[st
                 size += length
             entry |= {"bytes": size, "sha256": digest.hexdigest()}
         elif kind == "tfds":
-            entry |= {"bytes": 0, "sha256": ""}
+            entry |= _hash_folder(tfds_source.dataset_folder(path))
         else:
             sha, size = _hash_file(Path(path))
             entry |= {"bytes": size, "sha256": sha}
         result.append(entry)
     if config.vocab:
-        result.append({"source": "vocab", "path": config.vocab, **_hash_vocab(Path(config.vocab))})
+        if not Path(config.vocab).exists():
+            raise UserError(f"vocabulary {config.vocab} does not exist")
+        result.append({"source": "vocab", "path": config.vocab, **_hash_folder(Path(config.vocab))})
     return result
 
 
-def _hash_vocab(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"vocabulary {path} does not exist")
+def _hash_folder(path: Path) -> dict[str, Any]:
+    """`bytes` and `sha256` of the files in a folder, or of a file."""
     files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
     digests = [_hash_file(file) for file in files]
     text = " ".join(sha for sha, _ in digests)
@@ -135,7 +137,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return names + [n for n in new if n != "settings" and old.get(n) != new[n]]
 
 
-_locks = []  # kept open as long as the process lives
+_locks: list[Any] = []  # kept open as long as the process lives
 
 
 def _claim(out: Path) -> None:
@@ -171,7 +173,7 @@ class _Run:
 
     def make(self) -> Corpus:
         self._go_on_or_start_over()
-        plan = units.plan_units(self._text_files())
+        plan = units.plan_units(self._text_files(), self.config.text_feature)
         if not plan:
             self._fail("the input holds no text")
         tokenizer = self._tokenizer(plan)
@@ -219,7 +221,7 @@ class _Run:
             if kind == "pydocs":
                 result.append(("text", str(self._extract_pydocs())))
             elif kind == "tfds":
-                raise UserError("tfds: not yet")
+                result.append((kind, str(tfds_source.dataset_folder(path))))
             else:
                 result.append((kind, path))
         return result
@@ -249,11 +251,11 @@ class _Run:
         if config.vocab:
             tokenizer = load_tokenizer(config.vocab, config.lowercase)
         else:
-            total = sum(piece.end - piece.begin for unit in plan for piece in unit)
+            total = sum(piece.size for unit in plan for piece in unit)
             share = min(1.0, config.vocab_sample_mb * 1e6 / total)
             samples = [self.partial / f"sample-{i:05d}.txt" for i in range(len(plan))]
             tasks = [
-                (units.sample_unit, unit, sample, share, config.on_error)
+                (units.sample_unit, unit, sample, share, config.to_dict())
                 for unit, sample in zip(plan, samples, strict=True)
             ]
             self._pool("sampling for the vocabulary", tasks, total)
@@ -273,17 +275,12 @@ class _Run:
 
     def _tokenize(self, plan: list[list[units.Piece]]) -> list[Path]:
         folders = [self.partial / f"unit-{i:05d}" for i in range(len(plan))]
-        settings = {
-            "tokenizer": str(self.partial / "tokenizer"),
-            "on_error": self.config.on_error,
-            "split_sentences": self.config.split_sentences,
-            "held_out": self.config.held_out,
-        }
+        settings = {**self.config.to_dict(), "tokenizer": str(self.partial / "tokenizer")}
         todo = [
             (unit, folder) for unit, folder in zip(plan, folders, strict=True)
             if not folder.exists()
         ]  # fmt: skip
-        size = sum(piece.end - piece.begin for unit, _ in todo for piece in unit)
+        size = sum(piece.size for unit, _ in todo for piece in unit)
         self._pool("tokenising", [(units.tokenize_unit, *task, settings) for task in todo], size)
         return folders
 
@@ -334,7 +331,7 @@ class _Run:
         print("\nsome held-out sentences:")
         for i in range(5):
             at = len(split) * (2 * i + 1) // 10
-            (ids,) = split.tokens([at], [at + 1])
+            (ids,) = split.tokens(np.array([at]), np.array([at + 1]))
             print("  " + corpus.tokenizer.decode(ids.tolist())[:200])
         print(f"\ncorpus: {corpus.path}")
 

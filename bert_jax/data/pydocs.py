@@ -119,16 +119,17 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
             fenced = not fenced
         doctest = (doctest or text.startswith((">>>", "$ "))) and bool(text)
         new_indent = len(line) - len(line.lstrip())
-        inside = skip_above >= 0 and (not text or new_indent > skip_above)
-        if not inside:
+        in_block = skip_above >= 0 and (not text or new_indent > skip_above)
+        if not in_block:
             skip_above = -1
-        drop = fenced or doctest or inside or _RULE.fullmatch(text) or _TABLE.search(text)
-        if text.startswith((".. ", "@")) and not inside:
+        drop = fenced or doctest or in_block or _RULE.fullmatch(text) or _TABLE.search(text)
+        if text.startswith((".. ", "@")) and not in_block:
             skip_above, drop = new_indent, True
         bullet = _BULLET.match(text)
         label = _FIELD.match(text) or _PARAMETER.match(text)
-        if label and new_indent == indent and paragraph and not _LABEL.match(text):
-            label = None  # in the middle of a paragraph
+        inside = bool(paragraph) and new_indent == indent and paragraph[-1][-1:] not in ".!?"
+        if inside and not _LABEL.match(text):
+            label = None  # a colon in the middle of a sentence
         if paragraph and (drop or bullet or label or abs(new_indent - indent) > 2):
             yield " ".join(paragraph)
             paragraph = []

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from bert_jax.data import tfds_source
 from bert_jax.errors import UserError
 
 LINE_BYTES = 1 << 20
@@ -31,9 +32,15 @@ class Reader:
         `long_documents`, `long_sentences` (cut), `nul_bytes` (left out).
     """
 
-    def __init__(self, on_error: str = "stop"):
-        """`on_error` is `stop`, or `skip` to leave out lines that are not UTF-8."""
+    def __init__(self, on_error: str = "stop", text_feature: str = "text"):
+        """Sets what to do with lines that are not UTF-8, and what to read of TFDS data sets.
+
+        Args:
+          on_error: `stop`, or `skip` to leave them out.
+          text_feature: name of the text feature.
+        """
         self._on_error = on_error
+        self._text_feature = text_feature
         self.notes: Counter[str] = Counter()
         self.position = 0
 
@@ -42,9 +49,19 @@ class Reader:
     ) -> Iterator[list[str]]:
         """Documents of bytes begin..end, which `document_start` has aligned.
 
+        With the source `tfds`, begin and end count the examples of the data set in folder `path`.
+
         Raises:
           UserError: invalid UTF-8 (file and byte offset), unless bad lines are left out.
         """
+        if source == "tfds":
+            examples, _ = tfds_source.open_dataset(path, self._text_feature)
+            for self.position in range(begin, len(examples) if end is None else end):
+                data = examples[self.position][self._text_feature]
+                where = f"{path}, example {self.position}"
+                texts = (self._decode(line, where, 1) for line in data.split(b"\n"))
+                yield from self._cut(text for text in texts if text)
+            return
         split_documents, _ = SOURCES[source]
         with open(path, "rb") as file:
             lines = self._lines(file, path, begin, os.path.getsize(path) if end is None else end)
@@ -69,7 +86,7 @@ class Reader:
             if text is not None:
                 yield start, text
 
-    def _decode(self, data: bytes, path: Path, start: int) -> str | None:
+    def _decode(self, data: bytes, path: Path | str, start: int) -> str | None:
         if start == 0 and data.startswith(b"\xef\xbb\xbf"):
             data, start = data[3:], 3
         try:

@@ -15,11 +15,11 @@ Differences from the original, all meant or harmless:
 """
 
 import functools
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -185,7 +185,7 @@ def wordpiece_tokenizer(
         kind = "cased" if cased else "uncased"
         raise UserError(f"{name} is {kind}, which contradicts lowercase={lowercase}")
     ids = {token: number for number, token in enumerate(tokens)}
-    model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200)  # type: ignore[call-arg]
+    model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200)
     backend = tokenizers.Tokenizer(model)
     whole = any(_KEPT_WHOLE.search(token) for token in tokens)
     backend.normalizer = bert_normalizer(not cased, keep_whole=whole)
@@ -227,8 +227,9 @@ def _check_case(tokenizer: Tokenizer, lowercase: bool | None, path: Path) -> Tok
 
 def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:
     """Builds the tokenizer of a SentencePiece unigram model (sentencepiece_model.proto)."""
-    from sentencepiece import sentencepiece_model_pb2 as proto
+    from sentencepiece import sentencepiece_model_pb2
 
+    proto: Any = sentencepiece_model_pb2  # its classes are made at run time
     model = proto.ModelProto.FromString(path.read_bytes())
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     if trainer.model_type != 1:
@@ -266,11 +267,3 @@ def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:
     )
     backend.decoder = decoders.Metaspace(replacement="▁")
     return backend
-
-
-def tokenizer_hash(folder: Path) -> str:
-    """SHA-256 of a saved tokenizer, as hex."""
-    import hashlib
-
-    text = json.dumps(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
-    return hashlib.sha256(text.encode()).hexdigest()

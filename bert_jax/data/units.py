@@ -7,6 +7,7 @@ import glob
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bert_jax.data import pydocs
+from bert_jax.data import pydocs, tfds_source
 from bert_jax.data.corpus_writer import UnitWriter, write_json
 from bert_jax.data.text import SOURCES, Reader, document_start
 from bert_jax.data.tokenizer import load_tokenizer
@@ -30,12 +31,13 @@ BATCH_CHARS = 200_000  # text tokenised in one call
 
 
 class Piece(NamedTuple):
-    """Bytes begin..end of a file of a kind of source: whole documents."""
+    """Whole documents of one file: bytes begin..end of it, or examples of a TFDS data set."""
 
     source: str
     path: str
     begin: int
     end: int
+    size: int  # bytes, for a data set about
 
 
 def find_files(patterns: str, source: str) -> list[tuple[str, str]]:
@@ -53,7 +55,7 @@ def find_files(patterns: str, source: str) -> list[tuple[str, str]]:
         if not colon or kind not in (*SOURCES, "pydocs", "tfds"):
             kind, pattern = source, item
         if kind in ("pydocs", "tfds"):
-            found[f"{kind}:{pattern}"] = kind
+            found[pattern or kind] = kind
             continue
         pattern = os.path.expanduser(pattern)
         if os.path.isdir(pattern):
@@ -66,26 +68,40 @@ def find_files(patterns: str, source: str) -> list[tuple[str, str]]:
     return [(kind, path) for path, kind in found.items()]
 
 
-def plan_units(files: Sequence[tuple[str, str]]) -> list[list[Piece]]:
+def plan_units(files: Sequence[tuple[str, str]], text_feature: str) -> list[list[Piece]]:
     """Cuts files into units of 2 to 16 MB, larger where there would be more than 256."""
-    sizes = [os.path.getsize(path) for _, path in files]
+    sizes = [_size(source, path, text_feature) for source, path in files]
     total = sum(sizes)
     wanted = max(2_000_000, min(16_000_000, total // 16), total // 256)
     units: list[list[Piece]] = [[]]
     room = wanted
     for (source, path), size in zip(files, sizes, strict=True):
+        scale = 1.0  # bytes for each step of begin and end
+        length = size
+        if source == "tfds":
+            length = len(tfds_source.open_dataset(Path(path), text_feature)[0])
+            scale = size / max(1, length)
         begin = 0
-        while begin < size:
-            end = size
-            if size - begin > room:
-                end = document_start(source, Path(path), begin + room)
-            units[-1].append(Piece(source, path, begin, end))
-            room -= end - begin
+        while begin < length:
+            end = length
+            if (length - begin) * scale > room:
+                end = min(length, begin + math.ceil(room / scale))
+                if source != "tfds":
+                    end = document_start(source, Path(path), end)
+            taken = int((end - begin) * scale)
+            units[-1].append(Piece(source, path, begin, end, taken))
+            room -= taken
             begin = end
             if room <= 0:
                 units.append([])
                 room = wanted
     return [unit for unit in units if unit]
+
+
+def _size(source: str, path: str, text_feature: str) -> int:
+    if source == "tfds":
+        return tfds_source.open_dataset(Path(path), text_feature)[1]
+    return os.path.getsize(path)
 
 
 # --- What a worker does ------------------------------------------------------------------------
@@ -94,7 +110,7 @@ def plan_units(files: Sequence[tuple[str, str]]) -> list[list[Piece]]:
 def tokenize_unit(pieces: Sequence[Piece], folder: Path, settings: dict[str, Any]) -> None:
     """Makes the unit folder of the documents in `pieces`."""
     tokenizer = load_tokenizer(settings["tokenizer"])
-    reader = Reader(settings["on_error"])
+    reader = Reader(settings["on_error"], settings["text_feature"])
     writer = UnitWriter(folder, tokenizer.vocab_size)
     documents = _documents(pieces, reader)
     prepared = (_sentences(document, reader, settings["split_sentences"]) for document in documents)
@@ -117,13 +133,14 @@ def tokenize_unit(pieces: Sequence[Piece], folder: Path, settings: dict[str, Any
 
 def _documents(pieces: Sequence[Piece], reader: Reader) -> Iterator[list[str]]:
     for piece in pieces:
-        done = piece.begin
+        done = 0
         for document in reader.documents(piece.source, Path(piece.path), piece.begin, piece.end):
             yield document
-            position = min(reader.position, piece.end)
-            report(position - done)
-            done = position
-        report(piece.end - done)
+            share = (reader.position - piece.begin) / (piece.end - piece.begin)
+            now = int(min(share, 1) * piece.size)
+            report(now - done)
+            done = now
+        report(piece.size - done)
 
 
 def _sentences(document: list[str], reader: Reader, split: bool) -> list[str]:
@@ -144,9 +161,11 @@ def _batches(documents: Iterator[list[str]]) -> Iterator[list[list[str]]]:
         yield batch
 
 
-def sample_unit(pieces: Sequence[Piece], path: Path, share: float, on_error: str) -> None:
+def sample_unit(
+    pieces: Sequence[Piece], path: Path, share: float, settings: dict[str, Any]
+) -> None:
     """Writes `share` of the paragraphs, evenly spread, to a text file, a paragraph a line."""
-    reader = Reader(on_error)
+    reader = Reader(settings["on_error"], settings["text_feature"])
     temporary = path.with_suffix(f".tmp-{os.getpid()}")
     seen = kept = 0
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:

@@ -67,7 +67,7 @@ def _wordpiece(sample: Sequence[Path], size: int, lowercase: bool) -> list[str]:
     alphabet = _alphabet(_lines(sample), normalizer, size // 4)
     special = [names[0] for names in ROLES.values()]
     fixed = special + alphabet + ["##" + character for character in alphabet]
-    backend = Backend(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    backend = Backend(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
@@ -94,7 +94,7 @@ def _alphabet(lines: Iterator[str], normalizer, most: int) -> list[str]:
             counts[normal] += count
     wanted = COVERAGE * counts.total()
     covered = 0
-    result = []
+    result: list[str] = []
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if covered < wanted and len(result) < most:
             result.append(character)
