@@ -1,6 +1,37 @@
-"""Eight CPU devices for every test, and no silent broadcasting between ranks."""
+"""Eight CPU devices for every test, no silent broadcasting between ranks, and shared fixtures."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Any]]:
+    """Reads `tests/golden/NAME.npz` as a tree: the array "a/b" is `tree["a"]["b"]`."""
+
+    def read(name: str) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
+        with np.load(pathlib.Path(__file__).parent / "golden" / f"{name}.npz") as arrays:
+            for path in arrays.files:
+                *parents, leaf = path.split("/")
+                node = tree
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[leaf] = arrays[path]
+        return tree
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def mesh() -> jax.sharding.Mesh:
+    """Eight devices as 4 x 2, axes "data" and "tensor"."""
+    auto = jax.sharding.AxisType.Auto
+    return jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(auto, auto))

@@ -1,0 +1,484 @@
+"""The encoder and heads: parity with second implementations, parameters, dropout."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bert_jax.config import SIZES
+from bert_jax.models import layers
+from bert_jax.models.encoder import Encoder, EncoderConfig, model_flops, padding_mask
+from bert_jax.models.heads import Pooler
+from bert_jax.models.layers import dropout
+from bert_jax.objectives.corruption import Masking
+from bert_jax.objectives.mlm import MaskedLM
+
+TINY = EncoderConfig(
+    vocab_size=97, layers=2, width=32, heads=4, head_width=8, feed_forward=64, max_positions=24
+)
+ACTIVATION = {"bert_erf": "gelu", "bert_tanh": "gelu_tanh"}
+
+
+def pretraining(config: EncoderConfig) -> MaskedLM:
+    return MaskedLM(config, Masking(config.vocab_size, mask_id=4, never=(2, 3)))
+
+
+def boxed_shapes(config: EncoderConfig):
+    """What `init` would give, boxed with logical axes, without computing it."""
+    row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    batch = {"tokens": row, "segments": row}
+    return jax.eval_shape(pretraining(config).init, jax.random.key(0), batch)
+
+
+def random_params(config: EncoderConfig, seed: int = 0, stddev: float = 0.2):
+    """Non-trivial values everywhere, biases and layer norms included."""
+    rng = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        value = rng.normal(0, stddev, leaf.shape) + (path[-1].key == "scale")
+        return jnp.asarray(value, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(one, nn.unbox(boxed_shapes(config)))
+
+
+def some_batch(config: EncoderConfig, rows: int = 4, size: int = 16, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    lengths = np.array([size, *rng.integers(5, size, rows - 1)], np.int32)
+    real = np.arange(size) < lengths[:, None]
+    tokens = np.where(real, rng.integers(5, config.vocab_size, (rows, size)), 0)
+    segments = np.where(real, np.arange(size) >= lengths[:, None] // 2, 0)
+    batch = {"tokens": tokens.astype(np.int32), "segments": segments.astype(np.int32)}
+    return jax.tree.map(jnp.asarray, batch | {"lengths": lengths})
+
+
+def encode(config, params, batch, key=None, every_layer=False):
+    mask = padding_mask(batch["lengths"], batch["tokens"].shape[1])
+    inputs = (batch["tokens"], batch["segments"], mask, key)
+    return Encoder(config).apply({"params": params["encoder"]}, *inputs, every_layer=every_layer)
+
+
+def largest(tree) -> float:
+    return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def difference(one, other) -> float:
+    return largest(jax.tree.map(lambda a, b: jnp.asarray(a) - jnp.asarray(b), one, other))
+
+
+# Parity with second implementations.
+
+
+@pytest.mark.parametrize("name", ["bert_erf", "bert_tanh"])
+def test_forward_equals_transformers(golden, name):
+    gold = golden(name)
+    sizes = {key: int(value) for key, value in gold["config"].items()}
+    config = EncoderConfig(**sizes, activation=ACTIVATION[name])
+    params, batch = jax.tree.map(jnp.asarray, (gold["params"], gold["batch"]))
+    hidden = encode(config, params, batch, every_layer=True)
+    pooled = Pooler(config).apply({"params": params["pooler"]}, hidden[-1])
+    mlm, nsp = pretraining(config).logits(params, batch["tokens"], batch, batch["positions"])
+    ours = {"hidden": hidden, "pooled": pooled, "mlm_logits": mlm, "nsp_logits": nsp}
+    differences = {key: difference(value, gold[key]) for key, value in ours.items()}
+    print(name, differences)
+    assert max(differences.values()) < 1e-5, differences
+
+
+def reference_encoder(config, p, tokens, segments, lengths):
+    """BERT's encoder, written out in float64 for one sequence at a time and one head at a time."""
+
+    def norm(x, p):
+        centred = x - x.mean(-1, keepdims=True)
+        variance = (centred**2).mean(-1, keepdims=True)
+        return centred / np.sqrt(variance + 1e-12) * p["scale"] + p["bias"]
+
+    def gelu(x):
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
+    rows = []
+    for token_ids, kinds, length in zip(tokens, segments, lengths, strict=True):
+        e = p["embeddings"]
+        x = e["token"][token_ids] + e["position"][: len(token_ids)] + e["segment"][kinds]
+        x = norm(x, e["norm"])
+        for layer in range(config.layers):
+            block = p[f"layer_{layer}"]
+            a = block["attention"]
+            attended = np.zeros_like(x) + a["output"]["bias"]
+            for head in range(config.heads):
+                q, k, v = (
+                    x @ a[name]["kernel"][:, head] + a[name]["bias"][head]
+                    for name in ("query", "key", "value")
+                )
+                scores = np.exp((q @ k.T / math.sqrt(config.head_width))[:, :length])
+                weights = scores / scores.sum(-1, keepdims=True)
+                attended += weights @ v[:length] @ a["output"]["kernel"][head]
+            x = norm(x + attended, block["attention_norm"])
+            f = block["feed_forward"]
+            inner = gelu(x @ f["inner"]["kernel"] + f["inner"]["bias"])
+            fed = inner @ f["outer"]["kernel"] + f["outer"]["bias"]
+            x = norm(x + fed, block["feed_forward_norm"])
+        rows.append(x)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(("heads", "head_width"), [(3, 8), (2, 32), (5, 4), (1, 32)])
+def test_heads_need_not_fill_the_width(heads, head_width):
+    config = dataclasses.replace(TINY, heads=heads, head_width=head_width)
+    params, batch = random_params(config), some_batch(config)
+    arrays = (np.asarray(batch[name]) for name in ("tokens", "segments", "lengths"))
+    expected = reference_encoder(config, params["encoder"], *arrays)
+    assert difference(encode(config, params, batch), expected) < 1e-5
+
+
+def test_table_6_with_three_heads_of_256():
+    config = EncoderConfig(30522, layers=6, width=768, heads=3, head_width=256)
+    twelve = dataclasses.replace(config, heads=12, head_width=64)
+    shapes = nn.unbox(boxed_shapes(config))
+    attention = shapes["encoder"]["layer_5"]["attention"]
+    assert attention["query"]["kernel"].shape == (768, 3, 256)
+    assert attention["output"]["kernel"].shape == (3, 256, 768)
+
+    def count(c):
+        return sum(leaf.size for leaf in jax.tree.leaves(boxed_shapes(c)))
+
+    assert count(config) == count(twelve)
+
+
+# Parameters.
+
+
+def test_parameter_tree():
+    norm = {"scale": (32,), "bias": (32,)}
+    dense = {"kernel": (32, 32), "bias": (32,)}
+    split = {"kernel": (32, 4, 8), "bias": (4, 8)}
+    layer = {
+        "attention": {"query": split, "key": split, "value": split}
+        | {"output": {"kernel": (4, 8, 32), "bias": (32,)}},
+        "attention_norm": norm,
+        "feed_forward": {
+            "inner": {"kernel": (32, 64), "bias": (64,)},
+            "outer": {"kernel": (64, 32), "bias": (32,)},
+        },
+        "feed_forward_norm": norm,
+    }
+    embeddings = {"token": (97, 32), "position": (24, 32), "segment": (2, 32), "norm": norm}
+    expected = {
+        "encoder": {"embeddings": embeddings} | {f"layer_{i}": layer for i in range(2)},
+        "mlm_head": {"dense": dense, "norm": norm, "bias": (97,)},
+        "pooler": {"dense": dense},
+        "nsp_head": {"dense": {"kernel": (32, 2), "bias": (2,)}},
+    }
+    for scan in (False, True):
+        config = dataclasses.replace(TINY, scan_layers=scan)
+        assert jax.tree.map(lambda x: x.shape, nn.unbox(boxed_shapes(config))) == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameter_counts_equal_transformers(golden, size):
+    number, width, heads = SIZES[size]
+    config = EncoderConfig(30522, number, width, heads, width // heads, 4 * width)
+    count = sum(leaf.size for leaf in jax.tree.leaves(boxed_shapes(config)))
+    assert count == int(golden("bert_counts")[size])
+    if size in ("base", "large"):  # with both heads, the tied table counted once
+        assert count == {"base": 110_106_428, "large": 336_226_108}[size]
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    config = dataclasses.replace(TINY, vocab_size=2000, width=64, feed_forward=256)
+    return nn.unbox(jax.jit(pretraining(config).init)(jax.random.key(0), some_batch(config)))
+
+
+def test_fresh_parameters_are_truncated_normal_zeros_and_ones(fresh):
+    for path, value in jax.tree_util.tree_leaves_with_path(fresh):
+        name = path[-1].key
+        assert value.dtype == jnp.float32
+        if name in ("scale", "bias"):
+            assert np.all(np.asarray(value) == (name == "scale")), path
+            continue
+        value = np.asarray(value, np.float64).ravel()
+        assert np.abs(value).max() <= 0.04 + 1e-9, path  # cut at two standard deviations
+        # A standard normal cut at ±2 has standard deviation 0.87963.
+        error = 6 / math.sqrt(value.size)
+        assert abs(value.std() / (0.02 * 0.87963) - 1) < error, path
+        assert abs(value.mean()) < 0.0176 * error, path
+    assert np.abs(fresh["encoder"]["embeddings"]["token"]).max() > 0.0399
+
+
+def test_no_two_fresh_parameters_are_alike(fresh):
+    """A key used twice would start two tables or layers equal."""
+    random = [np.ravel(x)[:128] for x in jax.tree.leaves(fresh) if np.std(x) > 0]
+    assert np.abs(np.corrcoef(np.stack(random)) - np.eye(len(random))).max() < 6 / math.sqrt(128)
+
+
+def test_every_parameter_has_logical_axes():
+    boxes = jax.tree.leaves(
+        boxed_shapes(TINY), is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
+    assert all(isinstance(box, nn.LogicallyPartitioned) for box in boxes)
+    assert all(len(box.names) == len(box.value.shape) for box in boxes)
+    size = {"vocab": 97, "model": 32, "heads": 4, "feed_forward": 64, "norm": 32}
+    for box in boxes:
+        for name, length in zip(box.names, box.value.shape, strict=True):
+            assert name is None or size[name] == length
+
+
+# The computation.
+
+
+def test_scan_and_remat_change_nothing():
+    """Hidden states of every layer and gradients, with the very same dropout masks."""
+    batch, params = some_batch(TINY), random_params(TINY)
+
+    def run(key, **change):
+        config = dataclasses.replace(TINY, **change)
+
+        def loss(encoder):
+            hidden = encode(config, {"encoder": encoder}, batch, key, every_layer=True)
+            return jnp.sum(jnp.sin(hidden[1:])), hidden
+
+        if key is None:
+            return jax.jit(loss)(params["encoder"])[1], None
+        grads, hidden = jax.jit(jax.grad(loss, has_aux=True))(params["encoder"])
+        return hidden, grads
+
+    key = jax.random.key(3)
+    hidden, grads = run(key)
+    assert hidden.shape == (TINY.layers + 1, *batch["tokens"].shape, TINY.width)
+    for change in ({"scan_layers": True}, {"remat": True}, {"scan_layers": True, "remat": True}):
+        hidden_too, grads_too = run(key, **change)
+        assert difference(hidden, hidden_too) < 1e-5, change
+        assert difference(grads, grads_too) < 1e-5 * largest(grads), change
+    assert difference(run(None)[0], run(None, scan_layers=True)[0]) < 1e-5
+
+
+def test_every_layer_ends_in_its_layer_norm():
+    """Post-LN: with fresh norms, embeddings and every layer have mean 0 and variance 1 over D."""
+    params = random_params(TINY)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.full_like(x, path[-1].key == "scale") if "norm" in str(path[-2]) else x,
+        params,
+    )
+    hidden = np.asarray(encode(TINY, params, some_batch(TINY), every_layer=True), np.float64)
+    assert np.abs(hidden.mean(-1)).max() < 1e-6
+    assert np.abs(hidden.var(-1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_padding_does_not_influence_real_positions(train):
+    batch, params = some_batch(TINY), random_params(TINY)
+    key = jax.random.key(0) if train else None
+    size = batch["tokens"].shape[1]
+    real = np.arange(size) < np.asarray(batch["lengths"])[:, None]
+    other = batch | {
+        "tokens": jnp.where(real, batch["tokens"], 50),
+        "segments": jnp.where(real, batch["segments"], 1),
+    }
+    one = np.asarray(encode(TINY, params, batch, key))
+    two = np.asarray(encode(TINY, params, other, key))
+    assert not real.all()
+    assert np.array_equal(one[real], two[real])
+    assert not np.allclose(one[~real], two[~real])
+
+
+def test_real_positions_do_not_depend_on_the_amount_of_padding():
+    batch, params = some_batch(TINY, size=16), random_params(TINY)
+    longer = {k: jnp.pad(batch[k], ((0, 0), (0, 8))) for k in ("tokens", "segments")}
+    longer["lengths"] = batch["lengths"]
+    real = np.arange(16) < np.asarray(batch["lengths"])[:, None]
+    one, two = encode(TINY, params, batch), encode(TINY, params, longer)[:, :16]
+    assert difference(one[real], two[real]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_of_padding_gives_no_nan(dtype):
+    """Filler rows of the last evaluation batch have length 0; gradients stay finite as well."""
+    config = dataclasses.replace(TINY, dtype=dtype, layers=1)
+    batch, params = some_batch(config), random_params(config)
+    batch["lengths"] = jnp.zeros_like(batch["lengths"]).at[0].set(5)
+
+    def total(params):
+        return jnp.sum(encode(config, params, batch, jax.random.key(0)).astype(jnp.float32) ** 2)
+
+    value, grads = jax.jit(jax.value_and_grad(total))(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_its_place():
+    batch, params = some_batch(TINY, rows=6), random_params(TINY)
+    hidden = encode(TINY, params, batch)
+    order = np.array([4, 0, 5, 2, 1, 3])
+    moved = encode(TINY, params, {name: value[order] for name, value in batch.items()})
+    assert difference(hidden[order], moved) < 1e-5
+    alone = encode(TINY, params, {name: value[2:3] for name, value in batch.items()})
+    assert difference(hidden[2:3], alone) < 1e-5
+
+
+def test_positions_are_an_input():
+    batch, params = some_batch(TINY), random_params(TINY)
+    size = batch["tokens"].shape[1]
+
+    def run(**kwargs):
+        mask = padding_mask(batch["lengths"], size)
+        inputs = (batch["tokens"], batch["segments"], mask)
+        return Encoder(TINY).apply({"params": params["encoder"]}, *inputs, **kwargs)
+
+    assert np.array_equal(run(), run(positions=jnp.arange(size)[None]))
+    table = params["encoder"]["embeddings"]["position"]
+    shifted = run(positions=jnp.arange(size)[None] + 5)
+    params["encoder"]["embeddings"]["position"] = jnp.roll(table, -5, axis=0)
+    assert np.array_equal(shifted, run())
+
+
+def test_bfloat16_computes_near_float32_from_the_same_float32_parameters():
+    low = dataclasses.replace(TINY, dtype="bfloat16")
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(boxed_shapes(low)))
+    batch, params = some_batch(TINY), random_params(TINY, stddev=0.1)
+    exact, rounded = encode(TINY, params, batch), encode(low, params, batch)
+    assert rounded.dtype == jnp.bfloat16
+    error = np.asarray(exact) - np.asarray(rounded, np.float32)
+    # bfloat16 keeps 8 bits: a relative step of 2⁻⁸ a rounding, a few roundings a layer.
+    assert np.sqrt((error**2).mean()) < 3 * 2**-8 * np.asarray(exact).std()
+    positions = jnp.zeros((4, 2), jnp.int32)
+    for logits in pretraining(low).logits(params, batch["tokens"], batch, positions):
+        assert logits.dtype == jnp.float32
+
+
+def test_model_flops_count_every_matrix_product():
+    """6 FLOPs a weight and token (forward 2, backward 4); attention as two products a layer."""
+    params = nn.unbox(boxed_shapes(TINY))
+    blocks = [v for k, v in params["encoder"].items() if k.startswith("layer")]
+    kernels = sum(
+        leaf.size for leaf in jax.tree.leaves(blocks) if leaf.ndim >= 2 and leaf.size > 32
+    )
+    batch, size, predicted = 4, 16, 3
+    attention = 2 * TINY.layers * size * size * TINY.heads * TINY.head_width
+    head = predicted * (32 * 32 + 32 * 97)
+    expected = 6 * batch * (kernels * size + attention + head)
+    assert model_flops(TINY, batch, size, predicted) == expected
+
+
+# Dropout.
+
+
+def drops(key, rate=0.1, shape=(4096, 256)):
+    """What `dropout` sets to zero, standardised to mean 0 and variance 1 under `rate`."""
+    dropped = np.asarray(jax.jit(lambda k: dropout(jnp.ones(shape), rate, k))(key)) == 0
+    return (dropped - rate) / math.sqrt(rate * (1 - rate))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.01, 0.9])
+def test_dropout_rate_and_scale(rate):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8, 128)), jnp.float32)
+    draws = jax.vmap(lambda k: dropout(x, rate, k))(jax.random.split(jax.random.key(1), 100))
+    draws, kept = np.asarray(draws), np.asarray(draws) != 0
+    share = 1 - kept.mean()
+    assert abs(share - rate) < 5 * math.sqrt(rate * (1 - rate) / kept.size)
+    expected = np.broadcast_to(np.asarray(x) / (1 - rate), draws.shape)
+    np.testing.assert_allclose(draws[kept], expected[kept], rtol=1e-6)
+
+
+def test_dropout_counts_are_binomial():
+    """A mask drawn once and shared over an axis, or stratified, would miss these variances."""
+    standard = drops(jax.random.key(2), shape=(2048, 2048))
+    for axis in (0, 1):
+        variance = np.var(standard.sum(axis)) / 2048
+        assert abs(variance - 1) < 5 * math.sqrt(2 / 2048)
+
+
+def test_dropout_is_independent_between_rows_and_columns():
+    for seed in range(3):
+        standard = drops(jax.random.key(seed))
+        rows, columns = standard.shape
+        between = standard.T @ standard / rows - np.eye(columns)
+        np.fill_diagonal(between, 0)
+        assert np.abs(between).max() < 6 / math.sqrt(rows)  # 32,640 pairs of columns
+        tall = drops(jax.random.key(seed), shape=(256, 4096))
+        between = tall @ tall.T / 4096
+        np.fill_diagonal(between, 0)
+        assert np.abs(between).max() < 6 / math.sqrt(4096)  # 32,640 pairs of rows
+        # Every distance in the flattened array at once, and rectangles (four corners).
+        flat = standard.ravel()
+        spectrum = np.fft.rfft(flat)
+        every_lag = np.fft.irfft(spectrum * spectrum.conj())[1 : flat.size // 2] / flat.size
+        assert np.abs(every_lag).max() < 6.5 / math.sqrt(flat.size)
+        for step in (1, 2, 64):
+            pairs = standard * np.roll(standard, step, 0)
+            corners = (pairs * np.roll(pairs, step, 1)).mean()
+            assert abs(corners) < 5 / math.sqrt(flat.size)
+
+
+def test_dropout_is_independent_between_heads_layers_sites_and_steps():
+    shape = (16, 12, 32, 32)  # attention weights [B, N, S, T]
+    seed = jax.random.key(0)
+    masks = []
+    for step in range(3):
+        for layer in range(3):
+            for site in range(3):
+                key = jax.random.fold_in(seed, step)
+                key = layers.fold(layers.fold(key, layer), site)
+                masks.append(drops(key, shape=shape).ravel())
+    masks = np.stack(masks)
+    count = masks.shape[1]
+    between = masks @ masks.T / count
+    np.fill_diagonal(between, 0)
+    assert np.abs(between).max() < 5 / math.sqrt(count)
+    heads = masks[0].reshape(shape).swapaxes(0, 1).reshape(12, -1)
+    between = heads @ heads.T / heads.shape[1]
+    np.fill_diagonal(between, 0)
+    assert np.abs(between).max() < 5 / math.sqrt(heads.shape[1])
+
+
+def test_dropout_sites_of_the_model(monkeypatch):
+    """Embeddings, then per layer attention weights, attention output, feed-forward output (C3)."""
+    calls = []
+
+    def recorded(x, rate, key):
+        words = np.ravel(jax.random.key_data(key)).tolist()
+        calls.append((x.shape, rate, tuple(words)))
+        return dropout(x, rate, key)
+
+    config = dataclasses.replace(TINY, hidden_dropout=0.1, attention_dropout=0.2)
+    params, batch = random_params(config), some_batch(config)
+    monkeypatch.setattr(layers, "dropout", recorded)
+    encode(config, params, batch, jax.random.key(5))
+    hidden, weights = ((4, 16, 32), 0.1), ((4, 4, 16, 16), 0.2)
+    assert [call[:2] for call in calls] == [hidden] + [weights, hidden, hidden] * config.layers
+    assert len({call[2] for call in calls}) == len(calls)  # no two sites share a key
+
+
+def test_dropout_differs_between_equal_rows_and_between_keys():
+    params = random_params(TINY)
+    batch = {name: jnp.repeat(value[:1], 4, axis=0) for name, value in some_batch(TINY).items()}
+    one = np.asarray(encode(TINY, params, batch, jax.random.key(0)))
+    two = np.asarray(encode(TINY, params, batch, jax.random.key(1)))
+    assert min(np.abs(one[0] - one[row]).max() for row in (1, 2, 3)) > 0.01
+    assert np.abs(one - two).max() > 0.01
+    assert np.array_equal(one, encode(TINY, params, batch, jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    "spec", [("data",), (("data", "tensor"),), ("data", "tensor"), (None, None, "tensor")], ids=str
+)
+def test_dropout_mask_does_not_depend_on_the_sharding(mesh, spec):
+    x = jnp.ones((8, 4, 16, 16))
+    key = jax.random.key(7)
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    drop = jax.jit(lambda x, k: dropout(x, 0.1, k), out_shardings=sharding)
+    sharded = drop(jax.device_put(x, sharding), key)
+    assert len(sharded.sharding.device_set) == 8
+    assert np.array_equal(sharded, dropout(x, 0.1, key))
+
+
+def test_evaluation_has_no_dropout():
+    batch, params = some_batch(TINY), random_params(TINY)
+    without = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0)
+    evaluated = encode(TINY, params, batch, None)
+    assert np.array_equal(evaluated, encode(without, params, batch, jax.random.key(0)))
+    assert not np.allclose(evaluated, encode(TINY, params, batch, jax.random.key(0)), atol=0.1)
