@@ -24,12 +24,12 @@ from bert_jax.config import encoder_config, to_json
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import eval_batches, train_batches
-from bert_jax.data.tokenizer import Tokenizer, tokenizer_hash
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
-from bert_jax.report import write_report
+from bert_jax.report import is_finished, write_report
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the README.")
@@ -47,6 +47,10 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     corpus = open_corpus(_required(config.corpus, "--config.corpus=FOLDER"))
     _prepare_workdir(config, corpus, workdir)
+    if is_finished(workdir, config.steps):
+        print((workdir / "report.md").read_text(encoding="utf-8"))
+        print(f"{workdir} is finished: nothing left to train")
+        return
     # A second start of the same run finds its programs compiled.
     jax.config.update(
         "jax_compilation_cache_dir",
@@ -158,13 +162,14 @@ def _prepare_workdir(config: Any, corpus: Corpus, workdir: Path) -> None:
                 f"{workdir} holds a run with another config ({'; '.join(changed)}); "
                 "choose another --workdir"
             )
-        if tokenizer_hash(workdir / "tokenizer") != tokenizer_hash(corpus.path / "tokenizer"):
+        ours, theirs = (x / "tokenizer" / "tokenizer.json" for x in (workdir, corpus.path))
+        if ours.read_bytes() != theirs.read_bytes():
             raise UserError(f"{workdir} holds a run with another vocabulary than {corpus.path}")
     else:
-        ours = {"tokenizer", "tokenizer.tmp", "config.tmp"}  # of a start that was killed
-        if workdir.exists() and {entry.name for entry in workdir.iterdir()} - ours:
+        begun = {"tokenizer", "tokenizer.tmp", "config.tmp"}  # by a start that was killed
+        if workdir.exists() and {entry.name for entry in workdir.iterdir()} - begun:
             raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
-        corpus.tokenizer.save(workdir / "tokenizer.tmp")
+        shutil.copytree(corpus.path / "tokenizer", workdir / "tokenizer.tmp", dirs_exist_ok=True)
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
         (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
     temporary = path.with_suffix(".tmp")

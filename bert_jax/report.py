@@ -32,6 +32,7 @@ def write_report(
     """
     lines = read_metrics(workdir)
     report = {
+        "steps": phase.stop,
         "held_out": held_out,
         "baseline": baselines(corpus, objective, phase),
         "speed": _speed(lines),
@@ -42,11 +43,20 @@ def write_report(
     if jax.process_index():
         return
     markdown = as_markdown(report)
-    (workdir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     (workdir / "report.md").write_text(markdown, encoding="utf-8")
     plot_curves(lines, report["baseline"], workdir / "curves.png")
+    # Last and whole: it marks the run as finished.
+    temporary = workdir / "report.tmp"
+    temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(workdir / "report.json")
     print(markdown)
     print(f"report {workdir / 'report.md'}   plots {workdir / 'curves.png'}")
+
+
+def is_finished(workdir: Path, steps: int) -> bool:
+    """Whether the run was trained to `steps` and reported."""
+    path = workdir / "report.json"
+    return path.exists() and json.loads(path.read_text())["steps"] == steps
 
 
 def baselines(corpus: Corpus, objective: MaskedLM, phase: Phase) -> dict[str, float]:
