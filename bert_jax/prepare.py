@@ -7,6 +7,7 @@ A killed run goes on where it stopped when started again. See configs/prepare.py
 and bert_jax/data/corpus.py for what is written.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -15,7 +16,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,8 @@ def prepare(config: ml_collections.ConfigDict, out: Path, quiet: bool = False) -
     identity = {"settings": settings, "sources": _hash_sources(files, config)}
     if (out / "corpus.json").exists():
         return _finished(out, identity)
-    _claim(out)
-    run = _Run(config, out, files, identity, quiet)
-    return run.make()
+    with _claimed(out):
+        return _Run(config, out, files, identity, quiet).make()
 
 
 def _check_settings(config: ml_collections.ConfigDict) -> None:
@@ -127,6 +127,7 @@ def _finished(out: Path, identity: dict[str, Any]) -> Corpus:
         raise UserError(
             f"{out} holds another corpus (different {', '.join(differing)}); choose another --out"
         )
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)  # left by a kill in the last moment
     print(f"{out} is finished already, from the same settings and input")
     return corpus
 
@@ -137,10 +138,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return names + [n for n in new if n != "settings" and old.get(n) != new[n]]
 
 
-_locks: list[Any] = []  # kept open as long as the process lives
-
-
-def _claim(out: Path) -> None:
+@contextlib.contextmanager
+def _claimed(out: Path) -> Iterator[None]:
     """Makes `out`, and makes sure that nothing else is in it and nobody else is at it."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out is a folder")
@@ -152,11 +151,12 @@ def _claim(out: Path) -> None:
         lock = open(partial / "lock", "w")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another bert_jax.prepare is at work on {out}") from None
-    _locks.append(lock)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another bert_jax.prepare is at work on {out}") from None
+        yield
 
 
 class _Run:

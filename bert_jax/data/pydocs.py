@@ -78,7 +78,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
         yield from _docstrings(child)
 
 
-_RULE = re.compile(r"[\W_]*")
+_RULE = re.compile(r"[\W_]*|<?\w+://\S*")  # nothing but marks, or a URL
 _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")
 _FIELD = re.compile(r":(?:param|type|arg|return|rtype|raise|var|ivar|cvar|keyword|yield)[^:]*:\s*")
 # `name: text`, `name (int): text`, `*name : int, optional`, a numpy parameter, at a line's start.
@@ -160,7 +160,7 @@ def _is_prose(sentence: str) -> bool:
         return False
     code = sum(bool(_CODE.search(word)) for word in words)
     plain = sum(bool(_PLAIN_WORD.fullmatch(word)) for word in words)
-    return code <= 0.12 * len(words) and plain >= 0.75 * len(words) and "..." not in sentence[:-4]
+    return code <= max(1, 0.12 * len(words)) and plain >= 0.75 * len(words) and "..." not in sentence[:-4]
 
 
 def unique_documents(documents: Iterable[list[str]]) -> Iterator[list[str]]:

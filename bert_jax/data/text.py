@@ -310,7 +310,8 @@ def _ends_sentence(text: str, start: int, match: re.Match, after: str) -> bool:
     word_match = _WORD.search(text, max(start, match.start() - 20), match.start())
     word = word_match[0] if word_match else ""
     if word.isdigit():  # a list number, or a Korean date: 2020. 3. 15.
-        return not (after.isdigit() or not text[start : match.start() - len(word)].strip())
+        date = after.isdigit() or (len(word) < 3 and "가" <= after <= "힣")
+        return not date and bool(text[start : match.start() - len(word)].strip())
     lower = word.lower()
     if lower in _TITLES:
         return False

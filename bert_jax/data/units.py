@@ -27,6 +27,7 @@ from bert_jax.data.text import SOURCES, Reader, document_start
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
 
+SMALLEST_UNIT, LARGEST_UNIT = 2_000_000, 16_000_000  # bytes of input
 BATCH_CHARS = 200_000  # text tokenised in one call
 
 
@@ -72,7 +73,7 @@ def plan_units(files: Sequence[tuple[str, str]], text_feature: str) -> list[list
     """Cuts files into units of 2 to 16 MB, larger where there would be more than 256."""
     sizes = [_size(source, path, text_feature) for source, path in files]
     total = sum(sizes)
-    wanted = max(2_000_000, min(16_000_000, total // 16), total // 256)
+    wanted = max(SMALLEST_UNIT, min(LARGEST_UNIT, total // 16), total // 256)
     units: list[list[Piece]] = [[]]
     room = wanted
     for (source, path), size in zip(files, sizes, strict=True):
