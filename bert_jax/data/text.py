@@ -240,11 +240,8 @@ SOURCES: dict[str, tuple[Callable, Callable[[bytes, bytes], bool] | None]] = {
 
 _CLOSE = "\"'”’»)\\]」』）】〉》›"
 _OPEN = "\"'“‘«(\\[「『（【〈《‹¿¡"
-# A stop, closing quotes and brackets, then white space; or, without white space, a CJK stop; or
-# the stop of a Korean ending (다. 요.) before a syllable.
-_STOP = re.compile(
-    rf"[.!?…]+[{_CLOSE}]*(?=\s)|[。！？｡]+[.!?…。！？｡]*[{_CLOSE}]*|(?<=[다요죠까])[.!?]+(?=[가-힣])"
-)
+_STOP = re.compile(rf"[.!?…。！？｡]+[{_CLOSE}]*")
+_CJK_STOP = re.compile("[。！？｡]")
 _NEXT = re.compile(rf"\s*[{_OPEN}]*")
 _NEXT_WORD = re.compile(rf"\s*[{_OPEN}]*([\w'’]+)")
 # Quoted speech that the sentence goes on from: 「…。」と言った, "…." 라고 말했다.
@@ -281,12 +278,20 @@ def split_sentences(text: str) -> list[str]:
     start = 0
     for match in _STOP.finditer(text):
         end = match.end()
-        following = _NEXT.match(text, end)
-        assert following is not None
-        at = following.end()
-        if at >= len(text):
+        if end == len(text):
             break
-        if _ends_sentence(text, start, match, text[at]):
+        after = text[end]
+        if after.isspace():
+            # The first character of what follows, past opening quotes and brackets.
+            at = end + 1
+            if not text[at : at + 1].isalnum():
+                at = _NEXT.match(text, end).end()  # type: ignore[union-attr]
+            if at == len(text):
+                break
+            after = text[at]
+        elif not (_CJK_STOP.search(match[0]) or _is_korean_ending(text, match.start(), after)):
+            continue  # without white space: 3.14, U.S.
+        if _ends_sentence(text, start, match, after):
             sentence = text[start:end].strip()
             if sentence:
                 result.append(sentence)
@@ -295,6 +300,11 @@ def split_sentences(text: str) -> list[str]:
     if rest:
         result.append(rest)
     return result
+
+
+def _is_korean_ending(text: str, stop: int, after: str) -> bool:
+    """Whether a stop without white space after it is that of 다. or 요. before a syllable."""
+    return "가" <= after <= "힣" and text[stop - 1 : stop] in ("다", "요", "죠", "까")
 
 
 def _ends_sentence(text: str, start: int, match: re.Match, after: str) -> bool:
