@@ -18,14 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import flags
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bert_jax import errors
 from bert_jax.data import units
+from bert_jax.data.build import prepare
 from bert_jax.data.text import Reader
-from bert_jax.prepare import prepare
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: configs/prepare.py[:ARG]")
 

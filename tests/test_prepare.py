@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from bert_jax.data import units
+from bert_jax.data.build import prepare
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
-from bert_jax.prepare import prepare
 from configs.prepare import get_config
 
 ROOT = Path(__file__).parents[1]

@@ -94,7 +94,8 @@ def test_invalid_utf8_names_file_and_byte(tmp_path):
 
 def test_wikiextractor(tmp_path):
     source = (
-        '<doc id="1" url="u" title="A &amp; B">\nA &amp; B\n\nFirst.\nA &amp; B\n\nSecond.\n</doc>\n'
+        '<doc id="1" url="u" title="A &amp; B">\nA &amp; B\n\nFirst.\nA &amp; B\n\nSecond.\n'
+        "</doc>\n"
         'between\n<doc id="2" title="C">\nC\n\n</doc>\n<doc id="3" title="D">\nText.\n</doc>\n'
     )
     documents, _ = _documents(tmp_path, source, "wikiextractor")
@@ -131,7 +132,7 @@ def test_ranges_of_any_size_give_all_documents_once(tmp_path, source):
 
 def test_a_very_long_line_is_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "LINE_BYTES", 1000)
-    monkeypatch.setattr(text, "DOCUMENT_BYTES", 5000)
+    monkeypatch.setattr(text, "DOCUMENT_CHARS", 5000)
     words = [f"wort{i}é한" for i in range(2000)]
     documents, reader = _documents(tmp_path, " ".join(words) + "\nEnd.\n\nNext.")
     pieces = [piece for document in documents for piece in document]

@@ -160,7 +160,9 @@ def _is_prose(sentence: str) -> bool:
         return False
     code = sum(bool(_CODE.search(word)) for word in words)
     plain = sum(bool(_PLAIN_WORD.fullmatch(word)) for word in words)
-    return code <= max(1, 0.12 * len(words)) and plain >= 0.75 * len(words) and "..." not in sentence[:-4]
+    if "..." in sentence[:-4]:
+        return False
+    return code <= max(1, 0.12 * len(words)) and plain >= 0.75 * len(words)
 
 
 def unique_documents(documents: Iterable[list[str]]) -> Iterator[list[str]]:

@@ -2,7 +2,7 @@
 
 A document is a list of paragraphs (str). Files are read as streams of lines, so memory does not
 depend on the size of a file, a document or a line: a line is cut after 1 MiB, a document after
-4 MB, a sentence after 2,000 characters, at white space where there is some.
+4 million characters, a sentence after 2,000 characters, at white space where there is some.
 """
 
 import html
@@ -17,7 +17,7 @@ from bert_jax.data import tfds_source
 from bert_jax.errors import UserError
 
 LINE_BYTES = 1 << 20
-DOCUMENT_BYTES = 4_000_000
+DOCUMENT_CHARS = 4_000_000
 SENTENCE_CHARS = 2000
 
 Lines = Iterator[tuple[int, str]]
@@ -105,11 +105,11 @@ class Reader:
         return text.strip()
 
     def _cut(self, paragraphs: Iterator[str]) -> Iterator[list[str]]:
-        """Documents of at most about DOCUMENT_BYTES from the paragraphs of one."""
+        """Documents of at most about DOCUMENT_CHARS from the paragraphs of one."""
         document: list[str] = []
         size = 0
         for paragraph in paragraphs:
-            if size > DOCUMENT_BYTES:
+            if size > DOCUMENT_CHARS:
                 self.notes["long_documents"] += 1
                 yield document
                 document, size = [], 0

@@ -158,7 +158,8 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
             return _check_case(tokenizer, lowercase, path)
         # The original reads with readline, which knows no line end but \n, and strips.
         lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-        return wordpiece_tokenizer([line.strip() for line in lines], lowercase, str(path))
+        tokenizer = wordpiece_tokenizer([line.strip() for line in lines], name=str(path))
+        return _check_case(tokenizer, lowercase, path)
     except UserError:
         raise
     except Exception as error:  # tokenizers raises plain Exception
@@ -167,7 +168,10 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
 
 
 def wordpiece_tokenizer(
-    tokens: Sequence[str], lowercase: bool | None = None, name: str = "the vocabulary"
+    tokens: Sequence[str],
+    lowercase: bool | None = None,
+    keep_whole: bool | None = None,
+    name: str = "the vocabulary",
 ) -> Tokenizer:
     """BERT's tokenizer for `tokens`, whose position is their id.
 
@@ -176,19 +180,19 @@ def wordpiece_tokenizer(
     Args:
       tokens: V strings.
       lowercase: None to find out from the vocabulary: uncased unless it has cased ASCII words.
+      keep_whole: Hangul and voiced kana; None to find out: if the vocabulary has any.
       name: what errors call the vocabulary.
     """
     if ROLES["unk"][0] not in tokens:
         raise UserError(f"{name} lacks the special token [UNK]")
-    cased = any(_CASED_PIECE.fullmatch(token) for token in tokens)
-    if lowercase is not None and lowercase == cased:
-        kind = "cased" if cased else "uncased"
-        raise UserError(f"{name} is {kind}, which contradicts lowercase={lowercase}")
+    if lowercase is None:
+        lowercase = not any(_CASED_PIECE.fullmatch(token) for token in tokens)
+    if keep_whole is None:
+        keep_whole = any(_KEPT_WHOLE.search(token) for token in tokens)
     ids = {token: number for number, token in enumerate(tokens)}
     model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200)
     backend = tokenizers.Tokenizer(model)
-    whole = any(_KEPT_WHOLE.search(token) for token in tokens)
-    backend.normalizer = bert_normalizer(not cased, keep_whole=whole)
+    backend.normalizer = bert_normalizer(lowercase, keep_whole)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     if "[CLS]" in ids and "[SEP]" in ids:
@@ -220,8 +224,8 @@ def _check_case(tokenizer: Tokenizer, lowercase: bool | None, path: Path) -> Tok
     normalizer = tokenizer.backend.normalizer
     lowers = normalizer is not None and "a" in normalizer.normalize_str("A")
     if lowercase is not None and lowercase != lowers:
-        kind = "lower-cases" if lowers else "keeps capitals"
-        raise UserError(f"{path} {kind}, which contradicts lowercase={lowercase}")
+        kind = "uncased" if lowers else "cased"
+        raise UserError(f"{path} is {kind}, which contradicts lowercase={lowercase}")
     return tokenizer
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from bert_jax.data import pydocs, tfds_source
 from bert_jax.data.corpus_writer import UnitWriter, write_json
 from bert_jax.data.text import SOURCES, Reader, document_start
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 
 SMALLEST_UNIT, LARGEST_UNIT = 2_000_000, 16_000_000  # bytes of input
@@ -116,9 +116,7 @@ def tokenize_unit(pieces: Sequence[Piece], folder: Path, settings: dict[str, Any
     documents = _documents(pieces, reader)
     prepared = (_sentences(document, reader, settings["split_sentences"]) for document in documents)
     for batch in _batches(prepared):
-        ids = tokenizer.encode_batch([s for document in batch for s in document])
-        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum()))
+        flat, lengths = _encode(tokenizer, [s for document in batch for s in document])
         first = offset = 0
         for document in batch:
             own = lengths[first : first + len(document)]
@@ -130,6 +128,17 @@ def tokenize_unit(pieces: Sequence[Piece], folder: Path, settings: dict[str, Any
                 writer.add(split, number >> 1, flat[offset:end], own[own > 0], len(text))
             first, offset = first + len(document), end
     writer.close(dict(reader.notes))
+
+
+def _encode(tokenizer: Tokenizer, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [tokens] of all sentences, and int32 [sentences], how many each has."""
+    flat, lengths = [], []
+    for i in range(0, len(sentences), 1000):  # a document of millions of characters is too large
+        ids = tokenizer.encode_batch(sentences[i : i + 1000])
+        lengths.append(np.fromiter(map(len, ids), np.int32, len(ids)))
+        chained = itertools.chain.from_iterable(ids)
+        flat.append(np.fromiter(chained, np.int32, int(lengths[-1].sum())))
+    return np.concatenate(flat), np.concatenate(lengths)
 
 
 def _documents(pieces: Sequence[Piece], reader: Reader) -> Iterator[list[str]]:
@@ -225,9 +234,7 @@ def _run(function: Callable, *arguments: Any) -> int:
     return peak_memory()
 
 
-def run_pool(
-    tasks: Sequence[tuple], workers: int, on_progress: Callable[[int], None]
-) -> int:
+def run_pool(tasks: Sequence[tuple], workers: int, on_progress: Callable[[int], None]) -> int:
     """Runs `(function, *arguments)` tasks in `workers` processes.
 
     Args:

@@ -46,7 +46,7 @@ def train_vocabulary(
         path = folder / "unigram.model"
         path.write_bytes(_unigram(sample, size, lowercase))
         return load_tokenizer(path)
-    return wordpiece_tokenizer(_wordpiece(sample, size, lowercase), lowercase, "the new vocabulary")
+    return wordpiece_tokenizer(_wordpiece(sample, size, lowercase), lowercase, keep_whole=True)
 
 
 def _lines(sample: Sequence[Path]) -> Iterator[str]:
