@@ -17,13 +17,13 @@ from bert_jax.errors import UserError
         ["Mr. Smith met Dr. J. K. Rowling at St. Mary's.", "It cost $3.50.", "He paid."],
         ["She came from the U.S. Senate.", "He lives in the U.S.", "The house is old."],
         ['"Why not?" he asked.', '"I know."', "She left... and came back.", "Wait...", "Then?"],
-        ["It was over by 5 p.m. on Monday.", "See Fig. 3 and pp. 5 for it.", "Done!"],
+        ["It was over by 5 p.m. on Monday.", "See Fig. 3 and p. 5 by M. I. Kutuzov.", "Done!"],
         ["He said “Go.”", "(They went.)", "We saw cats, dogs, etc. in there.", "It was I.", "Yes."],
         ["1. Introduction to it.", "It was built in 1999.", "Then 2.5 more came, e.g. Tom's."],
         ["“Stop!” cried Tom.", "“Why?”", "Tom asked."],
         # Korean: with a space and without, quoted speech going on, dates
         ["그는 학교에 갔다.", "밥을 먹었어요.", "정말요?", "네!"],
-        ["그는 2020. 3. 15. 서울에서 태어났다.", '"안녕." 라고 말했다.', "끝."],
+        ["그는 2020. 3. 15. 서울에서 태어났다.", '"안녕." 라고 말했다.', "“가자.” 는 말이다."],
         # Japanese and Chinese: no spaces
         ["今日は晴れです。", "「行くよ。」と彼は言った。", "本当？", "はい！"],
         ["他说：“你好。”", "我们走吧！", "好的。"],

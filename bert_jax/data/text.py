@@ -245,13 +245,15 @@ _CJK_STOP = re.compile("[。！？｡]")
 _NEXT = re.compile(rf"\s*[{_OPEN}]*")
 _NEXT_WORD = re.compile(rf"\s*[{_OPEN}]*([\w'’]+)")
 # Quoted speech that the sentence goes on from: 「…。」と言った, "…." 라고 말했다.
-_GOES_ON = re.compile(r"[とっ、，,]|(?:이?라고|라는|이라는|하고|하며|고|며|라며)(?![가-힣])")
+_GOES_ON = re.compile(
+    r"[とっ、，,]|(?:이?라(?:고|는|며)?|하(?:고|며)|고|며|는|의|에|등(?:이|을|의|에)?)(?![가-힣])"
+)
 _WORD = re.compile(r"[\w.&'’-]*\Z")
 # Never end a sentence: titles and the like, before a name or a number.
 _TITLE_WORDS = """
 mr mrs ms messrs mme mlle dr prof rev fr st hon gov sen rep pres gen col lt maj capt cmdr adm sgt
 cpl pvt supt insp mt ft no nos vol vols fig figs pp ch sec art ed eds trans ca cf viz vs v e.g i.e
-approx est dept univ al op
+approx est dept univ al op p c d b chap tr cdre
 """
 # Can end one: only before a word that often begins one.
 _MAYBE_WORDS = """
@@ -317,11 +319,13 @@ def _ends_sentence(text: str, start: int, match: re.Match, after: str) -> bool:
         return False
     if stop != ".":
         return True
+    # Only a little before the stop is looked at: a line of many stops would cost its square.
     word_match = _WORD.search(text, max(start, match.start() - 20), match.start())
     word = word_match[0] if word_match else ""
+    before = text[max(start, match.start() - 30) : match.start() - len(word)].rstrip()
     if word.isdigit():  # a list number, or a Korean date: 2020. 3. 15.
         date = after.isdigit() or (len(word) < 3 and "가" <= after <= "힣")
-        return not date and bool(text[start : match.start() - len(word)].strip())
+        return not date and bool(before)
     lower = word.lower()
     if lower in _TITLES:
         return False
@@ -329,6 +333,11 @@ def _ends_sentence(text: str, start: int, match: re.Match, after: str) -> bool:
     acronym = len(word) >= 3 and word[1::2].strip(".") == "" and word[::2].isalpha()
     if initial or acronym or lower in _MAYBE:
         following = _NEXT_WORD.match(text, end)
-        return word == "I" or bool(following and following[1].lower() in _STARTERS)
+        if word == "I" and before and before[-1] != ".":
+            return True  # the pronoun: It was I.
+        if not following:
+            return False
+        initial = len(following[1]) == 1 and text[following.end() : following.end() + 1] == "."
+        return following[1].lower() in _STARTERS and not initial
     return True
 
