@@ -1,5 +1,6 @@
 """prepare: the same corpus however it is made, and a clear answer to every bad input."""
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -219,6 +220,29 @@ def test_other_corpus_and_foreign_files(input_file, tmp_path, capsys):
         prepare(_config(input_file), input_file, quiet=True)
     assert _digests(out) == before
     assert input_file.parent.joinpath("a.txt").exists()
+
+
+def test_two_at_once(input_file, tmp_path):
+    (tmp_path / "out" / ".partial").mkdir(parents=True)
+    with open(tmp_path / "out" / ".partial" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another bert_jax\.prepare is at work on"):
+            prepare(_config(input_file), tmp_path / "out", quiet=True)
+    prepare(_config(input_file), tmp_path / "out", quiet=True)
+
+
+def test_an_unfinished_run_with_other_settings_is_started_over(input_file, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("bert_jax.data.build.assemble", stop)
+        prepare(_config(input_file), tmp_path / "out", quiet=True)
+    with pytest.raises(UserError, match="unfinished"):
+        open_corpus(tmp_path / "out")
+    prepare(_config(input_file, vocab_size=120), tmp_path / "out", quiet=True)
+    prepare(_config(input_file, vocab_size=120), tmp_path / "other", quiet=True)
+    assert _digests(tmp_path / "out") == _digests(tmp_path / "other")
 
 
 @pytest.mark.parametrize(
