@@ -1,0 +1,98 @@
+"""Metrics: means divided once, and a log that a restart continues as if nothing had happened."""
+
+import json
+import math
+import types
+
+import jax.numpy as jnp
+import pytest
+
+from bert_jax import metrics
+from bert_jax.objectives.base import Mean
+
+
+def mean(total: float, count: float) -> Mean:
+    return Mean(jnp.float32(total), jnp.float32(count))
+
+
+def test_means_add_up_as_sums_and_counts():
+    """1 of 1 and 0 of 3: a quarter, not a half."""
+    assert metrics.values({"a": mean(1, 1) + mean(0, 3)}) == {"a": 0.25}
+
+
+def test_a_mean_of_nothing_is_zero():
+    assert metrics.values({"a": mean(0, 0)}) == {"a": 0.0}
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss():
+    values = metrics.values({"mlm_loss": mean(6, 3), "nsp_loss": mean(1, 1), "loss": mean(3, 1)})
+    assert values["mlm_perplexity"] == pytest.approx(math.exp(2))
+    assert values.keys() == {"mlm_loss", "mlm_perplexity", "nsp_loss", "loss"}
+    assert metrics.values({"mlm_loss": mean(1e4, 1)})["mlm_perplexity"] == math.inf
+
+
+def write(workdir, begin: int, end: int, loss: float = 1.0, restart: int = 0):
+    log = metrics.MetricsLog(workdir, restart)
+    for step in range(begin, end):
+        log.write(step, "train", {"loss": loss + step}, {"seconds": 1.0})
+    log.close()
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_holds_step_split_metrics_and_time_apart(tmp_path):
+    write(tmp_path, 1, 2)
+    assert lines(tmp_path) == [{"step": 1, "split": "train", "loss": 2.0, "time": {"seconds": 1.0}}]
+
+
+def test_a_restart_drops_what_was_written_past_its_checkpoint(tmp_path):
+    write(tmp_path, 1, 6)
+    write(tmp_path, 4, 8, restart=3)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert metrics.read_metrics(tmp_path) == lines(tmp_path)
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "split": "tr', '{"step": 3, "split": "train"}', "{"])
+def test_a_last_line_without_its_end_is_dropped(tmp_path, torn):
+    """A kill in the middle of a write; even a line that lacks only its end is written again."""
+    write(tmp_path, 1, 3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 2]
+    write(tmp_path, 3, 4, restart=2)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_numbers_come_back_to_the_bit(tmp_path):
+    value = float(jnp.float32(0.1)) / 3
+    write(tmp_path, 0, 1, loss=value)
+    assert metrics.read_metrics(tmp_path)[0]["loss"] == value
+
+
+def test_no_metrics_yet(tmp_path):
+    assert metrics.read_metrics(tmp_path) == []
+
+
+def test_events_are_written_for_tensorboard(tmp_path):
+    write(tmp_path, 1, 3)
+    assert len(list((tmp_path / "events").glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),  # how JAX calls a v5p
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+        ("TPU v99", None),
+    ],
+)
+def test_peak_speed_of_known_chips(kind, peak):
+    """Published dense bf16 figures; `TPU v5` is a part of the name `TPU v5 lite`."""
+    assert metrics.peak_flops(types.SimpleNamespace(device_kind=kind)) == peak

@@ -1,0 +1,320 @@
+"""The loop: it learns, and the layout, the batch's pieces and the speed-ups change nothing."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_corpus import make_schedule, make_trainer, small_config
+
+from bert_jax import main, sharding, train
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.errors import UserError
+from bert_jax.objectives.base import Mean
+
+pytest_plugins = ["tiny_corpus"]
+
+NO_DROPOUT = {"model__hidden_dropout": 0.0, "model__attention_dropout": 0.0}
+
+
+def mesh_of(data: int, fsdp: int, tensor: int):
+    return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
+
+
+def steps(trainer, phases, stop: int, state=None):
+    """The state after the first `stop` steps, on from `state`."""
+    state = trainer.init() if state is None else state
+    for batch in phases[0].batches(int(state["step"]), stop):
+        state = trainer.step(state, trainer.put(batch))
+    return state
+
+
+def gradients(state):
+    """The gradients of the first step, clipped: the first moment after it is a tenth of them."""
+    (moments,) = [part for part in state["opt_state"] if hasattr(part, "mu")]
+    return jax.tree.map(lambda m: np.asarray(m) / 0.1, moments.mu)
+
+
+def means(window) -> dict[str, float]:
+    return {name: float(mean.value()) for name, mean in window.items()}
+
+
+def difference(one, other) -> float:
+    """The largest absolute difference between two trees."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+
+def run(config, corpus, workdir, initial=None):
+    trainer, phases = make_trainer(config, corpus)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return train.run(trainer, phases, make_schedule(config), workdir, initial)
+
+
+def lines(workdir, split: str) -> list[dict]:
+    everything = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in everything if line["split"] == split]
+
+
+def test_it_learns_the_grammar_of_the_tiny_corpus(corpus, trained):
+    """Far above the most frequent token (`the`, a quarter of all) and the unigram loss."""
+    losses = [line["mlm_loss"] for line in lines(trained, "train")]
+    (held_out,) = lines(trained, "held_out")
+    share = corpus.token_counts / corpus.token_counts.sum()
+    unigram = -(share[share > 0] * np.log(share[share > 0])).sum()
+    print(f"train {losses[0]:.3f} to {losses[-1]:.3f}, unigram {unigram:.3f}; held out {held_out}")
+    assert losses[-1] < losses[0] - 0.8
+    assert held_out["mlm_loss"] < unigram - 0.4
+    assert held_out["mlm_accuracy"] > share.max() + 0.08
+
+
+# The pieces of a batch.
+
+
+def test_accumulated_micro_batches_are_the_large_batch(corpus):
+    """Also where they hold unequal numbers of predictions: the mean is over the whole batch."""
+    config = small_config(**NO_DROPOUT, masking__rate=0.3)
+    trainer, phases = make_trainer(config, corpus)
+    config.accumulation = 4
+    pieces, _ = make_trainer(config, corpus)
+    batch = next(phases[0].batches(0, 1))
+    batch["weight"] = np.ones(16, np.float32)
+    batch["weight"][[0, 4, 8, 1]] = 0  # micro-batch 0 (rows 0, 4, 8, 12) keeps a single row
+    seen = trainer.objective.corrupted(jax.tree.map(jnp.asarray, batch), True)
+    predictions = [float(seen["weights"][piece::4].sum()) for piece in range(4)]
+    assert len(set(predictions)) > 2, predictions
+    assert max(predictions) > 3 * min(predictions)
+    one, other = (t.step(t.init(), t.put(batch)) for t in (trainer, pieces))
+    assert difference(gradients(one), gradients(other)) < 1e-6
+    assert difference(one["params"], other["params"]) < 1e-6
+    for name, mean in one["window"].items():
+        np.testing.assert_allclose(mean.count, other["window"][name].count, rtol=1e-6)
+        np.testing.assert_allclose(mean.value(), other["window"][name].value(), rtol=1e-5)
+
+
+def test_the_loss_is_the_mean_over_predictions_plus_the_mean_over_pairs(corpus):
+    trainer, phases = make_trainer(small_config(), corpus)
+    window = means(steps(trainer, phases, 1)["window"])
+    np.testing.assert_allclose(window["loss"], window["mlm_loss"] + window["nsp_loss"], rtol=1e-6)
+
+
+# The layout.
+
+
+@pytest.fixture(scope="module")
+def on_one_device(corpus):
+    """Gradients of the first batch, and the state after six steps, dropout on."""
+    trainer, phases = make_trainer(small_config(), corpus)
+    return layout_figures(trainer, phases)
+
+
+def layout_figures(trainer, phases):
+    assert trainer.objective.encoder.hidden_dropout == 0.1
+    state = steps(trainer, phases, 1)
+    grads = gradients(state)
+    state = steps(trainer, phases, 6, state)
+    return grads, *jax.device_get((state["params"], state["window"]))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_eight_devices_train_as_one(corpus, on_one_device, shape):
+    """Data, fully sharded and mixed with tensor parallelism; dropout masks do not differ."""
+    trainer, phases = make_trainer(small_config(), corpus, mesh_of(*shape))
+    if shape[1] > 1:
+        kernel = trainer.abstract_state["params"]["encoder"]["layer_0"]["feed_forward"]["inner"]
+        assert not kernel["kernel"].sharding.is_fully_replicated
+    grads, params, window = layout_figures(trainer, phases)
+    expected_grads, expected_params, expected_window = on_one_device
+    loss = {n: abs(means(window)[n] - value) for n, value in means(expected_window).items()}
+    print(
+        f"data, fsdp, tensor = {shape}: largest difference to one device: gradients "
+        f"{difference(grads, expected_grads):.1e}, after 6 steps parameters "
+        f"{difference(params, expected_params):.1e}, metrics {max(loss.values()):.1e}"
+    )
+    assert difference(grads, expected_grads) < 1e-5
+    assert difference(params, expected_params) < 1e-5
+    assert max(loss.values()) < 1e-5
+
+
+def test_a_run_goes_on_with_other_devices(corpus, on_one_device, tmp_path):
+    """Three steps on eight devices, saved, three on one: the same as six on one."""
+    trainer, phases = make_trainer(small_config(), corpus, mesh_of(2, 2, 2))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(3, steps(trainer, phases, 3))
+    checkpoints.wait()
+    trainer, phases = make_trainer(small_config(), corpus)
+    _, state = checkpoints.restore(trainer.abstract_state)
+    checkpoints.close()
+    state = steps(trainer, phases, 6, state)
+    assert difference(state["params"], on_one_device[1]) < 1e-5
+
+
+def test_scanning_and_recomputing_change_nothing(corpus, on_one_device):
+    config = small_config(model__scan_layers=True, model__remat=True)
+    grads, params, _ = layout_figures(*make_trainer(config, corpus))
+    assert difference(grads, on_one_device[0]) < 1e-5
+    assert difference(params, on_one_device[1]) < 1e-5
+
+
+def test_a_mesh_that_does_not_fit_is_a_user_error():
+    for sizes in [(3, 1, 1), (-1, -1, 1), (-1, 3, 1), (0, 1, 1), (16, 1, 1), (2, 2, 1)]:
+        with pytest.raises(UserError, match="does not fit 8 devices"):
+            mesh_of(*sizes)
+    assert mesh_of(-1, 2, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+# Evaluation.
+
+
+def test_evaluation_is_the_same_twice_and_for_every_batch_size(corpus):
+    """40 instances: three batches of 16, the last with filler rows, or one."""
+    results = []
+    params = make_trainer(small_config(), corpus)[0].init()["params"]
+    for rows in (16, 16, 40):
+        trainer, phases = make_trainer(small_config(batch_size=rows), corpus)
+        results.append(train.evaluate(trainer, params, phases[0]))
+    assert results[0] == results[1]
+    assert results[2].keys() == results[0].keys()
+    for name, value in results[0].items():
+        np.testing.assert_allclose(results[2][name], value, rtol=1e-5, err_msg=name)
+
+
+def test_evaluation_does_not_depend_on_the_seed_or_dropout(corpus):
+    trainer, phases = make_trainer(small_config(), corpus)
+    params = trainer.init()["params"]
+    other, other_phases = make_trainer(small_config(seed=5, **NO_DROPOUT), corpus)
+    expected = train.evaluate(trainer, params, phases[0])
+    assert train.evaluate(other, params, other_phases[0]) == expected
+    assert {"mlm_loss", "mlm_perplexity", "mlm_accuracy", "nsp_accuracy"} <= expected.keys()
+    np.testing.assert_allclose(expected["mlm_perplexity"], np.exp(expected["mlm_loss"]))
+
+
+# Metrics.
+
+
+def test_logged_means_are_over_the_steps_since_the_last_log(corpus, tmp_path):
+    """Also where a checkpoint falls between two logs, and over the rest at the end."""
+    config = small_config(log_every=5, checkpoint_every=2, eval_every=7)
+    run(config, corpus, tmp_path)
+    logged = lines(tmp_path, "train")
+    assert [line["step"] for line in logged] == [5, 10, 12]
+    assert [line["step"] for line in lines(tmp_path, "held_out")] == [7, 12]
+    run(small_config(log_every=1, checkpoint_every=12), corpus, tmp_path / "every")
+    every = lines(tmp_path / "every", "train")
+    assert [line["step"] for line in every] == list(range(1, 13))
+    for line, (begin, end) in zip(logged, [(0, 5), (5, 10), (10, 12)], strict=True):
+        for name in ("loss", "grad_norm", "nsp_loss"):  # of one count a step: plain means
+            expected = np.mean([every[step][name] for step in range(begin, end)])
+            np.testing.assert_allclose(line[name], expected, rtol=1e-5)
+        assert line["learning_rate"] == every[end - 1]["learning_rate"]
+
+
+# Not finite.
+
+
+@dataclasses.dataclass(frozen=True)
+class Explosive:
+    """An objective whose loss is infinite when it meets one instance."""
+
+    inner: object
+    instance: tuple[int, int]
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def init(self, key, batch):
+        return self.inner.init(key, batch)
+
+    def loss(self, params, batch, key, train):
+        mean, metrics = self.inner.loss(params, batch, key, train)
+        hit = (batch["instance"] == jnp.array([self.instance])).all(axis=1).any()
+        return Mean(mean.sum * jnp.where(hit, jnp.inf, 1.0), mean.count), metrics
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
+    """It names the step and its instances; the last checkpoint is from before."""
+    config = small_config(log_every=4, checkpoint_every=3, eval_every=12)
+    trainer, phases = make_trainer(config, corpus)
+    batch = next(phases[0].batches(7, 8))
+    bad = tuple(batch["instance"][5].tolist())
+    trainer = train.Trainer(
+        Explosive(trainer.objective, bad), trainer.transform, trainer.learning_rate, trainer.mesh,
+        batch, config.seed,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"not finite at step 7 \(last good checkpoint: 6\)") as e:
+        train.run(trainer, phases, make_schedule(config), tmp_path)
+    for instance in batch["instance"].tolist():
+        assert str(tuple(instance)) in str(e.value)
+    assert [line["step"] for line in lines(tmp_path, "train")] == [4]
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.steps == [3, 6]
+    step, state = checkpoints.restore(trainer.abstract_state)
+    checkpoints.close()
+    assert step == 6
+    finite = jax.tree.map(lambda x: bool(np.isfinite(np.asarray(x)).all()), state)
+    assert all(jax.tree.leaves(finite))
+    # The same command meets the same batch again, and says so again.
+    with pytest.raises(UserError, match="at step 7"):
+        train.run(trainer, phases, make_schedule(config), tmp_path)
+
+
+# Phases and starting points.
+
+
+def test_two_phases_change_the_shape_where_the_config_says(corpus):
+    config = small_config(
+        "size=tiny,phases=true", short_phase__seq_length=16, short_phase__share=0.75
+    )
+    objective = main.build_objective(config, corpus.tokenizer)
+    phases = main.build_phases(config, corpus, objective)
+    assert [(p.start, p.stop, p.tokens) for p in phases] == [(0, 9, 256), (9, 12, 512)]
+    shapes = [batch["tokens"].shape for p in phases for batch in p.batches(p.start, p.stop)]
+    assert shapes == [(16, 16)] * 9 + [(16, 32)] * 3
+
+
+def test_phases_of_the_paper():
+    config = small_config("size=tiny,seq=512,phases=true")
+    assert (config.short_phase.seq_length, config.short_phase.share) == (128, 0.9)
+
+
+@pytest.fixture
+def saved(corpus, tmp_path):
+    """Saves the state after two steps of a config as a run would."""
+
+    def save(arg: str = "size=tiny"):
+        trainer, phases = make_trainer(small_config(arg), corpus)
+        state = steps(trainer, phases, 2) if arg == "size=tiny" else trainer.init()
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        checkpoints.save(2, state)
+        checkpoints.wait()
+        checkpoints.close()
+        return state
+
+    return save
+
+
+def test_init_from_starts_with_the_parameters_and_nothing_else(corpus, saved, tmp_path):
+    state = saved()
+    trainer, _ = make_trainer(small_config(), corpus)
+    fresh = trainer.init(trainer.load_params(tmp_path))
+    assert difference(fresh["params"], state["params"]) == 0
+    assert difference(fresh["params"], trainer.init()["params"]) > 0
+    assert int(fresh["step"]) == 0
+    moments = jax.tree.leaves(fresh["opt_state"])
+    assert max(float(jnp.abs(leaf).max()) for leaf in moments) == 0
+
+
+def test_init_from_another_model_lists_the_differences(corpus, saved, tmp_path):
+    saved("size=tiny,nsp=false")
+    trainer, _ = make_trainer(small_config(), corpus)
+    with pytest.raises(UserError, match="nsp_head/dense/kernel: absent there"):
+        trainer.load_params(tmp_path)
+
+
+def test_init_from_nothing_is_a_user_error(corpus, tmp_path):
+    trainer, _ = make_trainer(small_config(), corpus)
+    with pytest.raises(UserError, match="no checkpoint"):
+        trainer.load_params(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
