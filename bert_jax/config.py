@@ -21,6 +21,18 @@ SIZES = {
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
+_LEAST = {  # whole numbers
+    "steps": 1, "batch_size": 1, "accumulation": 1, "seq_length": 1, "short_phase.seq_length": 1,
+    "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "eval_instances": 1,
+    "keep_checkpoints": 1, "workers": 0, "warmup_steps": -1,
+    "model.layers": 1, "model.width": 1, "model.heads": 1, "model.head_width": 0,
+    "model.feed_forward": 0, "model.max_positions": 1,
+    "masking.max_predictions": 0, "masking.dupe_factor": 0,
+}  # fmt: skip
+_SHARES = (
+    "short_phase.share", "short_seq_prob", "masking.rate", "masking.mask_share",
+    "masking.random_share", "model.hidden_dropout", "model.attention_dropout",
+)  # fmt: skip
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -62,6 +74,36 @@ def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
     if name not in known:
         raise UserError(f"{what} {name!r} is unknown; known: {', '.join(known)}")
     return known[name]
+
+
+def check_ranges(config: Any) -> None:
+    """Checks the numbers of a pre-training config, before anything is written.
+
+    Raises: UserError, naming the first that cannot be.
+    """
+    flat = {
+        f"{section}.{name}" if section else name: value
+        for section, part in [("", config), *config.items()]
+        if hasattr(part, "items")
+        for name, value in part.items()
+    }
+    for name, least in _LEAST.items():
+        if flat[name] < least:
+            raise UserError(f"{name}={flat[name]} must be at least {least}")
+    for name in _SHARES:
+        if not 0 <= flat[name] <= 1:
+            raise UserError(f"{name}={flat[name]} must lie between 0 and 1")
+        if name.endswith("dropout") and flat[name] == 1:
+            raise UserError(f"{name}=1 drops everything")
+    if config.masking.mask_share + config.masking.random_share > 1:
+        raise UserError("masking.mask_share and masking.random_share are over 1 together")
+    longest = config.seq_length
+    if config.short_phase.share:
+        longest = max(longest, config.short_phase.seq_length)
+    if longest > config.model.max_positions:
+        raise UserError(
+            f"seq_length={longest} is over model.max_positions={config.model.max_positions}"
+        )
 
 
 def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:

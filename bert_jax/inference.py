@@ -128,7 +128,7 @@ class Model:
             raise UserError(f"max_length={limit} must lie between {len(parts) + 1} and {longest}")
         pieces = [self.tokenizer.encode(part, special=True) for part in parts]
         while sum(map(len, pieces)) > limit - 1 - len(parts):
-            max(pieces, key=len).pop()
+            max(reversed(pieces), key=len).pop()  # the second where both are as long
         tokens, segments = [self.tokenizer.cls_id], [0]
         for segment, piece in enumerate(pieces):
             tokens += [*piece, self.tokenizer.sep_id]

@@ -1,0 +1,206 @@
+"""The shipped config: it builds in every variant, at full size, and every field of it is read."""
+
+import itertools
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_corpus
+from ml_collections import ConfigDict
+
+from bert_jax import main, optim
+from bert_jax.config import SIZES, check_ranges, parse_arg
+from bert_jax.errors import UserError
+from configs import pretrain
+
+pytest_plugins = ["tiny_corpus"]
+
+VOCABULARY = types.SimpleNamespace(  # of bert-base-uncased
+    vocab_size=30522, mask_id=103, cls_id=101, sep_id=102, continuation=np.zeros(30522, bool)
+)
+
+
+def count(params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def shapes(arg: str, seq_length: int, rows: int = 2):
+    """Parameters, loss and metrics of the real objective, as shapes; nothing is computed."""
+    objective = main.build_objective(pretrain.get_config(arg), VOCABULARY)
+    rowwise = {"tokens": (seq_length,), "segments": (seq_length,), "lengths": (), "instance": (2,)}
+    rowwise |= {"is_random_next": ()}
+    batch = {n: jax.ShapeDtypeStruct((rows, *s), jnp.int32) for n, s in rowwise.items()}
+    batch["weight"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = nn.meta.unbox(jax.eval_shape(objective.init, key, batch))
+    return params, *jax.eval_shape(
+        lambda *arguments: objective.loss(*arguments, True), params, batch, key
+    )
+
+
+@pytest.mark.parametrize("nsp", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_at_full_scale(size, nsp, golden):
+    """Parameters as many as `BertForPreTraining` has, whose count is stored with the goldens."""
+    params, loss, metrics = shapes(f"size={size},nsp={nsp},seq=512", 512)
+    layers, width, heads = SIZES[size]
+    head = (width * width + width) + (2 * width + 2) if nsp else 0  # pooler and classifier
+    expected = int(golden("bert_counts")[size]) - (0 if nsp else width * width + 3 * width + 2)
+    assert count(params) == expected
+    assert head == (width * width + 3 * width + 2 if nsp else 0)
+    assert len([name for name in params["encoder"] if name.startswith("layer_")]) == layers
+    kernel = params["encoder"]["layer_0"]["attention"]["query"]["kernel"]
+    assert kernel.shape == (width, heads, width // heads)
+    assert loss.sum.shape == ((2,) if nsp else (1,))
+    names = {"mlm_loss", "mlm_accuracy"} | ({"nsp_loss", "nsp_accuracy"} if nsp else set())
+    assert metrics.keys() == names
+
+
+def test_published_sizes():
+    """Parameters of the released checkpoints, in millions (encoder and pooler 109.5, 335.1)."""
+    for size, millions in {"base": 110.1, "large": 336.2}.items():
+        assert count(shapes(f"size={size}", 128)[0]) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize("phases", [True, False])
+@pytest.mark.parametrize("preset", pretrain.PRESETS)
+def test_every_preset_builds(preset, phases, corpus):
+    for size, nsp in itertools.product(SIZES, (True, False)):
+        config = pretrain.get_config(
+            f"size={size},preset={preset},nsp={nsp},phases={phases},seq=256"
+        )
+        check_ranges(config)
+        objective = main.build_objective(config, corpus.tokenizer)
+        plan = [(p.start, p.stop, p.tokens // config.batch_size)
+                for p in main.build_phases(config, corpus, objective)]  # fmt: skip
+        switch = round(0.9 * config.steps)
+        both = [(0, switch, 128), (switch, config.steps, 256)]
+        assert plan == (both if phases else [(0, config.steps, 256)])
+        assert objective.nsp == nsp
+        assert 1 <= config.checkpoint_every <= config.steps
+
+
+def test_paper_preset_is_the_paper():
+    """Appendix A.2 and the released code (C4, C5)."""
+    config = pretrain.get_config("phases=true,seq=512")
+    assert (config.batch_size, config.steps, config.learning_rate) == (256, 1_000_000, 1e-4)
+    assert dict(config.optimizer) == {
+        "name": "adamw", "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-6, "weight_decay": 0.01,
+        "clip_norm": 1.0, "bias_correction": False, "decay_from": "start",
+    }  # fmt: skip
+    assert dict(config.masking) == {
+        "rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "whole_word": False,
+        "max_predictions": 0, "dupe_factor": 0,
+    }  # fmt: skip
+    assert (config.model.hidden_dropout, config.model.attention_dropout) == (0.1, 0.1)
+    assert (config.model.activation, config.model.max_positions) == ("gelu", 512)
+    assert (config.short_seq_prob, config.nsp) == (0.1, True)
+
+
+def test_warmup_is_a_hundredth_of_the_steps(corpus, monkeypatch):
+    """10,000 of a million, unless given; 0 is none."""
+    seen = []
+    real = optim.learning_rate
+    monkeypatch.setattr(optim, "learning_rate", lambda *a: seen.append(a[1:3]) or real(*a))
+    for changes in ({"steps": 1_000_000}, {"warmup_steps": 0}, {"warmup_steps": 5}):
+        config = tiny_corpus.small_config(**changes)
+        objective = main.build_objective(config, corpus.tokenizer)
+        phases = main.build_phases(config, corpus, objective)
+        main.build_trainer(config, objective, next(phases[0].batches(0, 1)))
+    assert seen == [(1_000_000, 10_000), (12, 0), (12, 5)]
+
+
+# Arguments.
+
+
+def test_arguments_take_the_type_of_their_default():
+    known = {"size": "base", "seq": 128, "rate": 0.5, "nsp": True}
+    parsed = parse_arg("size=tiny,seq=64,rate=1,nsp=false", **known)
+    assert vars(parsed) == {"size": "tiny", "seq": 64, "rate": 1.0, "nsp": False}
+    assert isinstance(parsed.rate, float)
+    assert vars(parse_arg(None, **known)) == vars(parse_arg("", **known)) == known
+    assert parse_arg("nsp", nsp=False).nsp is True
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("sise=base", "'sise' is unknown; known: size, seq, preset, nsp, phases"),
+        ("base", "'base' is unknown"),
+        ("size=huge", "size 'huge' is unknown; known: tiny, mini"),
+        ("preset=best", "preset 'best' is unknown; known: paper"),
+        ("seq=long", "seq takes a value of type int"),
+        ("seq=1.5", "seq takes a value of type int"),
+        ("seq=", "seq takes a value of type int"),
+        ("seq", "seq takes a value of type int"),
+        ("nsp=perhaps", "nsp takes a value of type bool"),
+        ("size", "size takes a value of type str"),
+    ],
+)
+def test_wrong_arguments_are_user_errors(arg, message):
+    with pytest.raises(UserError, match=message):
+        pretrain.get_config(arg)
+
+
+# Fields.
+
+
+class Recorder:
+    """A config that notes which of its fields are read."""
+
+    def __init__(self, config: ConfigDict, read: set[str], section: str = ""):
+        self._config, self._read, self._section = config, read, section
+
+    def __getattr__(self, name):
+        value = getattr(self._config, name)
+        if isinstance(value, ConfigDict):
+            return Recorder(value, self._read, f"{name}.")
+        self._read.add(self._section + name)
+        return value
+
+    __getitem__ = __getattr__
+
+    def to_dict(self):
+        """Of `model`: as a whole into EncoderConfig, which takes no field it does not know."""
+        if self._section:
+            self._read.update(self._section + name for name in self._config)
+        return self._config.to_dict()
+
+
+def field_names(config, section: str = "") -> set[str]:
+    return {
+        full
+        for name, value in config.items()
+        for full in (
+            field_names(value, f"{name}.") if isinstance(value, ConfigDict) else {section + name}
+        )
+    }
+
+
+def test_every_field_is_read_by_a_run(corpus_path, tmp_path, monkeypatch):
+    """A field that nobody reads would be a setting without an effect."""
+    read: set[str] = set()
+    config = tiny_corpus.small_config(corpus=str(corpus_path))
+    recorder = Recorder(config, read)
+    monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=recorder))
+    monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(tmp_path / "run")))
+    monkeypatch.setattr(main, "check_ranges", lambda config: None, raising=False)
+    monkeypatch.setattr(main.train, "run", lambda *arguments: ({"params": {}}, {}))
+    monkeypatch.setattr(main, "write_report", lambda *arguments: None)
+    cache = jax.config.jax_compilation_cache_dir
+    main.main([])
+    jax.config.update("jax_compilation_cache_dir", cache)
+    assert field_names(config) - read == set()
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_fields_are_locked():
+    config = tiny_corpus.small_config()
+    for change in ({"batchsize": 8}, {"model.with": 8}):
+        with pytest.raises((AttributeError, KeyError)):
+            config.update_from_flattened_dict(change)
+    with pytest.raises(TypeError):
+        config.batch_size = "many"
