@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.vocab_size = 30_522
     # Kind of a trained vocabulary: wordpiece or unigram.
     config.vocab_kind = "wordpiece"
-    # Text that a vocabulary is trained on, evenly spread over the input, in MB.
+    # Text that a vocabulary is trained on, evenly spread, in MB (half of it for a unigram one).
     config.vocab_sample_mb = 32
     # Uncased; unset: what the vocabulary at `vocab` is, true for a trained one.
     config.lowercase = ml_collections.config_dict.placeholder(bool)

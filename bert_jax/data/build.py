@@ -246,7 +246,9 @@ class _Run:
             tokenizer = load_tokenizer(config.vocab, config.lowercase)
         else:
             total = sum(piece.size for unit in plan for piece in unit)
-            share = min(1.0, config.vocab_sample_mb * 1e6 / total)
+            # The unigram trainer needs twice the memory for the same text.
+            wanted = config.vocab_sample_mb / (2 if config.vocab_kind == "unigram" else 1)
+            share = min(1.0, wanted * 1e6 / total)
             samples = [self.partial / f"sample-{i:05d}.txt" for i in range(len(plan))]
             tasks = [
                 (units.sample_unit, unit, sample, share, config.to_dict())
