@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_jax.models.layers import ACTIVATIONS, EncoderConfig, initializer, norm, zeros
+from bert_jax.models.layers import ACTIVATIONS, Dense, EncoderConfig, norm, zeros
 
 
 class Pooler(nn.Module):
@@ -16,13 +16,7 @@ class Pooler(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """[B, S, D] -> [B, D]."""
         c = self.config
-        dense = nn.Dense(
-            c.width,
-            dtype=c.dtype,
-            kernel_init=initializer(c, "model", None),
-            bias_init=zeros(None),
-            name="dense",
-        )
+        dense = Dense(c, (c.width,), ("model", None), name="dense")
         return jnp.tanh(dense(hidden[:, 0]))
 
 
@@ -35,13 +29,7 @@ class MlmHead(nn.Module):
     def __call__(self, hidden: jax.Array, token_embeddings: jax.Array) -> jax.Array:
         """hidden [B, M, D] at the predicted positions, table [V, D] -> logits float32 [B, M, V]."""
         c = self.config
-        dense = nn.Dense(
-            c.width,
-            dtype=c.dtype,
-            kernel_init=initializer(c, "model", None),
-            bias_init=zeros(None),
-            name="dense",
-        )
+        dense = Dense(c, (c.width,), ("model", None), name="dense")
         x = norm(c)(ACTIVATIONS[c.activation](dense(hidden)))
         bias = self.param("bias", zeros("vocab"), (c.vocab_size,))
         logits = jnp.einsum(
@@ -63,11 +51,5 @@ class Classifier(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> logits float32 [..., C]."""
         c = self.config
-        dense = nn.Dense(
-            self.classes,
-            dtype=c.dtype,
-            kernel_init=initializer(c, "model", None),
-            bias_init=zeros(None),
-            name="dense",
-        )
+        dense = Dense(c, (self.classes,), ("model", None), name="dense")
         return dense(x).astype(jnp.float32)

@@ -5,6 +5,7 @@ A `key` argument is the dropout key of that call; `None` means no dropout (evalu
 """
 
 import dataclasses
+import math
 from typing import Any, cast
 
 import flax.linen as nn
@@ -52,6 +53,30 @@ def initializer(config: EncoderConfig, *logical_axes: str | None) -> Any:
 def zeros(*logical_axes: str | None) -> Any:
     """Initialiser of biases, with the parameter's logical axes."""
     return nn.with_logical_partitioning(nn.initializers.zeros, logical_axes)
+
+
+class Dense(nn.Module):
+    """x · kernel + bias over the last `inputs` dimensions of x, as one product of two matrices.
+
+    Flat on purpose: XLA's CPU backend runs the gradient of the same product on a [B, S, D] operand
+    at less than half the speed.
+    """
+
+    config: EncoderConfig
+    features: tuple[int, ...]
+    axes: tuple[str | None, ...]  # logical, of the kernel: inputs, then features
+    inputs: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *features]."""
+        c = self.config
+        rows, inputs = x.shape[: -self.inputs], x.shape[-self.inputs :]
+        kernel = self.param("kernel", initializer(c, *self.axes), (*inputs, *self.features))
+        bias = self.param("bias", zeros(*self.axes[self.inputs :]), self.features)
+        matrix = kernel.astype(c.dtype).reshape(math.prod(inputs), math.prod(self.features))
+        flat = x.astype(c.dtype).reshape(-1, math.prod(inputs)) @ matrix
+        return (flat + bias.astype(c.dtype).reshape(1, -1)).reshape(*rows, *self.features)
 
 
 def norm(config: EncoderConfig, name: str = "norm") -> nn.LayerNorm:
@@ -150,13 +175,7 @@ class Attention(nn.Module):
 
         # Three separate kernels: splitting one fused [D, 3·N·H] product costs layout copies on TPU.
         def project(name: str, x: jax.Array) -> jax.Array:  # [B, S, D] -> [B, S, N, H]
-            return nn.DenseGeneral(
-                (c.heads, c.head_width),
-                dtype=c.dtype,
-                kernel_init=initializer(c, "model", "heads", None),
-                bias_init=zeros("heads", None),
-                name=name,
-            )(x)
+            return Dense(c, (c.heads, c.head_width), ("model", "heads", None), name=name)(x)
 
         q = project("query", queries) * c.head_width**-0.5
         k = project("key", sources)
@@ -167,14 +186,8 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
         weights = dropout(weights, c.attention_dropout, key)
         mixed = jnp.einsum("bnst,btnh->bsnh", weights, v)
-        return nn.DenseGeneral(
-            c.width,
-            axis=(-2, -1),
-            dtype=c.dtype,
-            kernel_init=initializer(c, "heads", None, "model"),
-            bias_init=zeros("model"),
-            name="output",
-        )(mixed)
+        output = Dense(c, (c.width,), ("heads", None, "model"), inputs=2, name="output")
+        return output(mixed)
 
 
 class FeedForward(nn.Module):
@@ -186,20 +199,8 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, S, D] -> [B, S, D] through F."""
         c = self.config
-        inner = nn.Dense(
-            c.feed_forward,
-            dtype=c.dtype,
-            kernel_init=initializer(c, "model", "feed_forward"),
-            bias_init=zeros("feed_forward"),
-            name="inner",
-        )
-        outer = nn.Dense(
-            c.width,
-            dtype=c.dtype,
-            kernel_init=initializer(c, "feed_forward", "model"),
-            bias_init=zeros("model"),
-            name="outer",
-        )
+        inner = Dense(c, (c.feed_forward,), ("model", "feed_forward"), name="inner")
+        outer = Dense(c, (c.width,), ("feed_forward", "model"), name="outer")
         return outer(ACTIVATIONS[c.activation](inner(x)))
 
 
