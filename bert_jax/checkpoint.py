@@ -21,14 +21,15 @@ from bert_jax.errors import UserError
 
 @jax.jit
 def fingerprint(state: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """uint32[leaves] for each entry of `state`: the wrapping sum of each leaf's bits.
+    """uint32[leaves] for each entry of `state`: a wrapping sum of each leaf's bits and places.
 
-    It is the same however a leaf is sharded.
+    Whole numbers, so it is the same however a leaf is sharded.
     """
 
     def one(leaf: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}"))
-        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+        odd = 2 * jax.lax.iota(jnp.uint32, leaf.size).reshape(leaf.shape) + 1
+        return jnp.sum(bits.astype(jnp.uint32) * odd, dtype=jnp.uint32)
 
     return {
         name: jnp.stack([one(leaf) for leaf in jax.tree.leaves(tree)])
@@ -89,9 +90,11 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 return step, self._load(step, abstract)
-            except UserError:
+            except (UserError, MemoryError, PermissionError):
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged file
+                if "RESOURCE_EXHAUSTED" in str(error):
+                    raise
                 self._set_aside(step, error)
         if steps:
             raise UserError(
@@ -137,6 +140,23 @@ class Checkpoints:
             if np.any(np.asarray(now[name]) != np.asarray(loaded["fingerprint"][name])):
                 raise ValueError(f"the bits of {name} are not those that were saved")
         return loaded["state"]
+
+
+def load_params(workdir: str | Path, abstract: Any = None) -> Any:
+    """The parameters of a run's newest sound checkpoint, touching nothing.
+
+    Args:
+      workdir: the work directory of the run, which may be going on.
+      abstract: tree of `jax.ShapeDtypeStruct` that they must fit; None: what is stored.
+    Raises:
+      UserError: there is no checkpoint, or it is of another model.
+    """
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
+    restored = checkpoints.restore(None if abstract is None else {"params": abstract})
+    checkpoints.close()
+    if restored is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    return restored[1]["params"]
 
 
 def check_fit(stored: Any, wanted: Any, where: str | Path) -> None:

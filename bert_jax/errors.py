@@ -22,6 +22,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the flags; a wrong name, type or value of one is a `UserError`."""
+    if any(arg.startswith("--config.") for arg in argv) and not any(
+        arg == "--config" or arg.startswith("--config=") for arg in argv
+    ):
+        raise UserError("--config=FILE is needed, before any --config.NAME=value")
     try:
         rest = flags.FLAGS(argv)
     except UserError:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax.checkpoint import Checkpoints
+from bert_jax.checkpoint import load_params
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
@@ -40,12 +40,7 @@ def load(path: str | Path, dtype: str = "auto") -> "Model":
     config = json.loads((path / "config.json").read_text())
     tokenizer = load_tokenizer(path / "tokenizer")
     encoder = encoder_config(config["model"], tokenizer.vocab_size, dtype)
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    restored = checkpoints.restore()
-    checkpoints.close()
-    if restored is None:
-        raise UserError(f"{path} has no checkpoint yet")
-    return Model(encoder, restored[1]["params"], tokenizer)
+    return Model(encoder, load_params(path), tokenizer)
 
 
 class Model:

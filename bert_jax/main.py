@@ -20,7 +20,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from bert_jax import errors, optim, sharding, train
-from bert_jax.config import encoder_config, to_json
+from bert_jax.checkpoint import load_params
+from bert_jax.config import check_ranges, encoder_config, to_json
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import eval_batches, train_batches
@@ -36,7 +37,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the READ
 # What may change when a run is continued; anything else would make it another run.
 _MAY_CHANGE = (
     "corpus", "init_from", "workers", "log_every", "eval_every", "eval_instances",
-    "checkpoint_every", "keep_checkpoints", "mesh", "steps",
+    "checkpoint_every", "keep_checkpoints", "mesh",
 )  # fmt: skip
 
 
@@ -45,7 +46,17 @@ def main(argv: Sequence[str]) -> None:
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    check_ranges(config)
     corpus = open_corpus(_required(config.corpus, "--config.corpus=FOLDER"))
+    objective = build_objective(config, corpus.tokenizer)
+    phases = build_phases(config, corpus, objective)
+    schedule = train.Schedule(
+        config.steps, config.log_every, config.eval_every, config.checkpoint_every,
+        config.keep_checkpoints,
+    )  # fmt: skip
+    trainer = build_trainer(config, objective, next(phases[0].batches(0, 1)))
+    initial = functools.partial(_initial_params, config, corpus, trainer)
+    # Only now: a config that cannot be leaves nothing behind.
     _prepare_workdir(config, corpus, workdir)
     if is_finished(workdir, config.steps):
         print((workdir / "report.md").read_text(encoding="utf-8"))
@@ -56,25 +67,15 @@ def main(argv: Sequence[str]) -> None:
         "jax_compilation_cache_dir",
         os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled")),
     )
-    objective = build_objective(config, corpus.tokenizer)
-    phases = build_phases(config, corpus, objective)
-    schedule = train.Schedule(
-        config.steps, config.log_every, config.eval_every, config.checkpoint_every,
-        config.keep_checkpoints,
-    )  # fmt: skip
-    trainer = build_trainer(config, objective, next(phases[0].batches(0, 1)))
-    initial = trainer.load_params(config.init_from) if config.init_from else None
-    state, held_out = train.run(trainer, phases, schedule, workdir, initial)
+    state, held_out = train.run(
+        trainer, phases, schedule, workdir, initial if config.init_from else None
+    )
     write_report(workdir, corpus, objective, state["params"], phases[-1], held_out)
 
 
 def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM:
     """The objective of a pre-training config."""
     encoder = encoder_config(config.model.to_dict(), tokenizer.vocab_size, config.dtype)
-    if config.seq_length > encoder.max_positions:
-        raise UserError(
-            f"seq_length={config.seq_length} is over model.max_positions={encoder.max_positions}"
-        )
     m = config.masking
     masking = Masking(
         vocab_size=tokenizer.vocab_size,
@@ -137,14 +138,27 @@ def build_trainer(config: Any, objective: MaskedLM, example: Any) -> train.Train
             f"batch_size={config.batch_size} must divide by accumulation={config.accumulation} "
             f"times the {shards} devices that share a batch"
         )
-    warmup = config.warmup_steps if config.warmup_steps >= 0 else round(config.steps / 100)
     rate = optim.learning_rate(
-        config.learning_rate, config.steps, warmup, config.optimizer.decay_from
+        config.learning_rate, config.steps, config.warmup_steps, config.optimizer.decay_from
     )
     transform = optim.optimizer(config.optimizer, rate)
     return train.Trainer(
         objective, transform, rate, mesh, example, config.seed, config.accumulation
     )
+
+
+def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
+    """The parameters of the run `init_from`, which must have the same vocabulary."""
+    source = Path(config.init_from)
+    params = load_params(source, trainer.abstract_state["params"])
+    if not _same_vocabulary(source, corpus.path):
+        raise UserError(f"init_from={source} has another vocabulary than {corpus.path}")
+    return params
+
+
+def _same_vocabulary(one: Path, other: Path) -> bool:
+    first, second = (folder / "tokenizer" / "tokenizer.json" for folder in (one, other))
+    return first.read_bytes() == second.read_bytes()
 
 
 def _prepare_workdir(config: Any, corpus: Corpus, workdir: Path) -> None:
@@ -162,8 +176,7 @@ def _prepare_workdir(config: Any, corpus: Corpus, workdir: Path) -> None:
                 f"{workdir} holds a run with another config ({'; '.join(changed)}); "
                 "choose another --workdir"
             )
-        ours, theirs = (x / "tokenizer" / "tokenizer.json" for x in (workdir, corpus.path))
-        if ours.read_bytes() != theirs.read_bytes():
+        if not _same_vocabulary(workdir, corpus.path):
             raise UserError(f"{workdir} holds a run with another vocabulary than {corpus.path}")
     else:
         begun = {"tokenizer", "tokenizer.tmp", "config.tmp"}  # by a start that was killed

@@ -56,11 +56,14 @@ def learning_rate(
 ) -> optax.Schedule:
     """Linear warm-up from 0, then linear decay to 0 at `steps`.
 
+    warmup_steps: -1 is 1% of the steps, as in the paper.
     decay_from: "start": the line falls from step 0, so the rate jumps down a little where warm-up
     ends (released code); "warmup": it falls from the peak at the end of warm-up.
     """
     if decay_from not in ("start", "warmup"):
         raise UserError(f"optimizer.decay_from is {decay_from!r}; known: start, warmup")
+    if warmup_steps == -1:
+        warmup_steps = round(steps / 100)
     if not 0 <= warmup_steps <= steps:
         raise UserError(f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}")
     begin = 0 if decay_from == "start" else warmup_steps

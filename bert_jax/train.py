@@ -77,6 +77,7 @@ class Trainer:
             nn.meta.unbox(boxed),
             self._shardings,
         )
+        self._fresh = jax.jit(lambda: nn.meta.unbox(self._init()), out_shardings=self._shardings)
         self.step = jax.jit(self._step, donate_argnums=0, out_shardings=self._shardings)
         self.evaluate_batch = jax.jit(
             lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
@@ -84,20 +85,8 @@ class Trainer:
 
     def init(self, params: Any = None) -> State:
         """The state before the first step, each shard made on its device; given `params`, those."""
-        state = jax.jit(lambda: nn.meta.unbox(self._init()), out_shardings=self._shardings)()
+        state = self._fresh()
         return state if params is None else state | {"params": params}
-
-    def load_params(self, workdir: str | Path) -> Any:
-        """The parameters of another run's newest checkpoint.
-
-        Raises: UserError when there is none, or it is of another model.
-        """
-        restored = Checkpoints(Path(workdir) / "checkpoints", read_only=True).restore(
-            {"params": self.abstract_state["params"]}
-        )
-        if restored is None:
-            raise UserError(f"init_from={workdir}: there is no checkpoint in it")
-        return restored[1]["params"]
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """This process's rows -> global arrays on the mesh."""
@@ -173,7 +162,7 @@ class Trainer:
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             (grads, means), _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), micro))
             means["loss"] = dataclasses.replace(means["loss"], count=jnp.float32(1))
-        means["grad_norm"] = Mean(optax.global_norm(grads), jnp.float32(1))
+        means["grad_norm"] = Mean(optax.tree.norm(grads), jnp.float32(1))
         return grads, means
 
 
@@ -182,7 +171,7 @@ def run(
     phases: list[Phase],
     schedule: Schedule,
     workdir: Path,
-    initial_params: Any = None,
+    initial_params: Callable[[], Any] | None = None,
 ) -> tuple[State, dict[str, float]]:
     """Trains to the end: from the newest checkpoint of `workdir`, `initial_params`, or scratch.
 
@@ -191,8 +180,10 @@ def run(
     """
     checkpoints = Checkpoints(workdir / "checkpoints", schedule.keep_checkpoints)
     restored = checkpoints.restore(trainer.abstract_state)
-    step, state = restored if restored else (0, trainer.init(initial_params))
-    if restored:
+    if restored is None:
+        step, state = 0, trainer.init(initial_params() if initial_params else None)
+    else:
+        step, state = restored
         print(f"continuing {workdir} from step {step}", file=sys.stderr)
     log = metrics_lib.MetricsLog(workdir, step)
     clock = _Clock()
@@ -212,6 +203,7 @@ def run(
             if logs:
                 state = _log_training(trainer, state, step, log, clock, progress)
             if last or step % schedule.eval_every == 0:
+                jax.block_until_ready(state["step"])  # else the pause swallows queued steps
                 with clock.pause():
                     held_out = evaluate(trainer, state["params"], phase)
                 log.write(step, "held_out", held_out, {"seconds": clock.paused})

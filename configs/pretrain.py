@@ -79,6 +79,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.feed_forward = 0  # 0: 4 * width
     config.model.max_positions = 512
     config.model.activation = "gelu"  # erf (paper); gelu_tanh (released code since 2019-02); relu
+    config.model.init_stddev = 0.02  # of fresh kernels and embeddings, cut at two of it
     config.model.hidden_dropout = dropout
     config.model.attention_dropout = dropout
     config.model.scan_layers = False  # one compiled layer: compiles faster

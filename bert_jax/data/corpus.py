@@ -91,7 +91,11 @@ class Split:
         lengths, total = self.sentence_lengths, np.add.reduce
         result = []
         for start, end, first, last, begin in zip(
-            starts.tolist(), ends.tolist(), firsts.tolist(), lasts.tolist(), begins.tolist(),
+            starts.tolist(),
+            ends.tolist(),
+            firsts.tolist(),
+            lasts.tolist(),
+            begins.tolist(),
             strict=True,
         ):
             tokens = records[first]

@@ -144,9 +144,7 @@ def assemble(out: Path, folders: Sequence[Path], info: dict[str, Any]) -> None:
 def _join(path: Path, parts: Sequence[Path], index: str) -> None:
     """Joins index arrays; ends are numbered on from the part before."""
     sizes = [len(np.load(part, mmap_mode="r")) for part in parts]
-    joined = np.lib.format.open_memmap(
-        path, mode="w+", dtype=INDICES[index], shape=(sum(sizes),)
-    )
+    joined = np.lib.format.open_memmap(path, mode="w+", dtype=INDICES[index], shape=(sum(sizes),))
     begin = base = 0
     for part, size in zip(parts, sizes, strict=True):
         array = np.load(part)

@@ -340,4 +340,3 @@ def _ends_sentence(text: str, start: int, match: re.Match, after: str) -> bool:
         initial = len(following[1]) == 1 and text[following.end() : following.end() + 1] == "."
         return following[1].lower() in _STARTERS and not initial
     return True
-
