@@ -52,20 +52,20 @@ def decayed(params: Any) -> Any:
 
 
 def learning_rate(
-    peak: float, steps: int, warmup_steps: int, decay_from: str = "start"
+    peak: float, steps: int, warmup_steps: float, decay_from: str = "start"
 ) -> optax.Schedule:
     """Linear warm-up from 0, then linear decay to 0 at `steps`.
 
-    warmup_steps: -1 is 1% of the steps, as in the paper.
+    warmup_steps: below 1 it is a share of the steps.
     decay_from: "start": the line falls from step 0, so the rate jumps down a little where warm-up
     ends (released code); "warmup": it falls from the peak at the end of warm-up.
     """
     if decay_from not in ("start", "warmup"):
         raise UserError(f"optimizer.decay_from is {decay_from!r}; known: start, warmup")
-    if warmup_steps == -1:
-        warmup_steps = round(steps / 100)
+    if 0 < warmup_steps < 1:
+        warmup_steps = round(steps * warmup_steps)
     if not 0 <= warmup_steps <= steps:
-        raise UserError(f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}")
+        raise UserError(f"warmup_steps={warmup_steps:g} must lie between 0 and steps={steps}")
     begin = 0 if decay_from == "start" else warmup_steps
 
     def schedule(count: jax.Array) -> jax.Array:

@@ -8,6 +8,6 @@ source launch/environment.sh requirements.txt
 corpus=corpora/pydocs run=runs/quickstart
 # The documentation of whatever is installed: a later call must not notice that packages were added.
 [ -e "$corpus/corpus.json" ] || python -m bert_jax.prepare \
-  --config=configs/prepare.py:source=pydocs --config.vocab_size=8192 --out="$corpus"
-python -m bert_jax.main --config=configs/pretrain.py:size=tiny,preset=quickstart \
+  --config=configs/prepare.py:source=pydocs --config.vocab_size=8192 --config.held_out=0.05 --out="$corpus"
+python -m bert_jax.main --config=configs/pretrain.py:size=tiny,seq=64,preset=quickstart \
   --config.corpus="$corpus" --workdir="$run"

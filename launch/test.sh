@@ -6,4 +6,5 @@ source launch/environment.sh requirements-dev.txt
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+# Two at a time: most of the time goes to compiling small programs on one core each.
+python -m pytest -n 2 --dist loadfile "$@"
