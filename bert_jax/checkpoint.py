@@ -142,6 +142,11 @@ class Checkpoints:
         return loaded["state"]
 
 
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether a run has a committed checkpoint: these are named by their step alone."""
+    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
+
+
 def load_params(workdir: str | Path, abstract: Any = None) -> Any:
     """The parameters of a run's newest sound checkpoint, touching nothing.
 

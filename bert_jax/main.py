@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from bert_jax import errors, optim, sharding, train
-from bert_jax.checkpoint import load_params
+from bert_jax.checkpoint import has_checkpoint, load_params
 from bert_jax.config import check_ranges, encoder_config, to_json
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Instances
@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
         config.keep_checkpoints,
     )  # fmt: skip
     trainer = build_trainer(config, objective, next(phases[0].batches(0, 1)))
-    initial = functools.partial(_initial_params, config, corpus, trainer)
+    starts = config.init_from and not has_checkpoint(workdir)
+    initial = _initial_params(config, corpus, trainer) if starts else None
     # Only now: a config that cannot be leaves nothing behind.
     _prepare_workdir(config, corpus, workdir)
     if is_finished(workdir, config.steps):
@@ -67,9 +68,7 @@ def main(argv: Sequence[str]) -> None:
         "jax_compilation_cache_dir",
         os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled")),
     )
-    state, held_out = train.run(
-        trainer, phases, schedule, workdir, initial if config.init_from else None
-    )
+    state, held_out = train.run(trainer, phases, schedule, workdir, initial)
     write_report(workdir, corpus, objective, state["params"], phases[-1], held_out)
 
 

@@ -171,7 +171,7 @@ def run(
     phases: list[Phase],
     schedule: Schedule,
     workdir: Path,
-    initial_params: Callable[[], Any] | None = None,
+    initial_params: Any = None,
 ) -> tuple[State, dict[str, float]]:
     """Trains to the end: from the newest checkpoint of `workdir`, `initial_params`, or scratch.
 
@@ -181,7 +181,7 @@ def run(
     checkpoints = Checkpoints(workdir / "checkpoints", schedule.keep_checkpoints)
     restored = checkpoints.restore(trainer.abstract_state)
     if restored is None:
-        step, state = 0, trainer.init(initial_params() if initial_params else None)
+        step, state = 0, trainer.init(initial_params)
     else:
         step, state = restored
         print(f"continuing {workdir} from step {step}", file=sys.stderr)

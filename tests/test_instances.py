@@ -148,7 +148,8 @@ def books(tmp_path_factory):
             (folder / Path(book.name).name).write_bytes(archive.extractfile(book).read())
     command = [sys.executable, "-m", "bert_jax.prepare", f"--out={folder / 'corpus'}"]
     command += ["--config=configs/prepare.py:source=book", f"--config.input={folder}/*.*"]
-    subprocess.run([*command, "--config.vocab_size=4000"], cwd=root, check=True)
+    command += ["--config.vocab_size=4000", "--config.held_out=0.3"]
+    subprocess.run(command, cwd=root, check=True)
     return open_corpus(folder / "corpus").splits["train"]
 
 

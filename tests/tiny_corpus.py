@@ -123,8 +123,7 @@ def corpus(corpus_path) -> Corpus:
 def trained(corpus, tmp_path_factory) -> Path:
     """Work directory of a model that has learnt something; not to be changed."""
     config = small_config(
-        "size=tiny,preset=laptop", steps=500, warmup_steps=50, learning_rate=1e-3,
-        model__width=64, model__heads=4,
+        "size=tiny,preset=laptop", steps=500, warmup_steps=50, model__width=64, model__heads=4,
         log_every=50, eval_every=500, checkpoint_every=500,
     )  # fmt: skip
     workdir = tmp_path_factory.mktemp("trained")
