@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+pytest_plugins = ["tiny_corpus"]
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -16,8 +16,6 @@ from bert_jax.config import SIZES, check_ranges, parse_arg
 from bert_jax.errors import UserError
 from configs import pretrain
 
-pytest_plugins = ["tiny_corpus"]
-
 VOCABULARY = types.SimpleNamespace(  # of bert-base-uncased
     vocab_size=30522, mask_id=103, cls_id=101, sep_id=102, continuation=np.zeros(30522, bool)
 )

@@ -14,8 +14,6 @@ from bert_jax.models.encoder import Encoder, padding_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 
-pytest_plugins = ["tiny_corpus"]
-
 SHORT = "the old ship"
 LONG = "the captain sees the island. the warm song leaves the harborzz. the bee plants the root."
 LONGEST = " ".join([LONG] * 8)

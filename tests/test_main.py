@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import tiny_corpus
 
-pytest_plugins = ["tiny_corpus"]
-
 ROOT = Path(__file__).resolve().parents[1]
 # What `python -m bert_jax.main` does, for many command lines: Python starts, and imports, once.
 DRIVER = """

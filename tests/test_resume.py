@@ -22,8 +22,6 @@ import tiny_corpus
 
 from bert_jax.checkpoint import Checkpoints
 
-pytest_plugins = ["tiny_corpus"]
-
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, SWITCH, SAVE, LOG = 260, 130, 9, 7
 SETTINGS = {

@@ -14,8 +14,6 @@ from bert_jax.checkpoint import Checkpoints, load_params
 from bert_jax.errors import UserError
 from bert_jax.objectives.base import Mean
 
-pytest_plugins = ["tiny_corpus"]
-
 NO_DROPOUT = {"model__hidden_dropout": 0.0, "model__attention_dropout": 0.0}
 
 

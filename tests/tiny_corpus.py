@@ -1,6 +1,6 @@
 """A small corpus with a grammar that a tiny model learns in seconds, and a run shrunk to it.
 
-Fixtures, for a test module that says `pytest_plugins = ["tiny_corpus"]`.
+Its fixtures are there for every test (conftest.py).
 """
 
 import itertools
