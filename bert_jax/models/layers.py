@@ -126,7 +126,8 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
     column = jax.lax.broadcasted_iota(jnp.uint32, (1,) * (x.ndim - 1) + x.shape[-1:], x.ndim - 1)
     bits = _mix(row ^ _mix(column + words[1]))
     keep = bits >= np.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+    # Scaled in float32: 1/0.9 rounded to bfloat16 would be 0.16% low.
+    return jnp.where(keep, x.astype(jnp.float32) * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
