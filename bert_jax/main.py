@@ -150,18 +150,17 @@ def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
     """The parameters of the run `init_from`, which must have the same vocabulary."""
     source = Path(config.init_from)
     params = load_params(source, trainer.abstract_state["params"])
-    if not _same_vocabulary(source, corpus.path):
+    if not _same_file("tokenizer/tokenizer.json", source, corpus.path):
         raise UserError(f"init_from={source} has another vocabulary than {corpus.path}")
     return params
 
 
-def _same_vocabulary(one: Path, other: Path) -> bool:
-    first, second = (folder / "tokenizer" / "tokenizer.json" for folder in (one, other))
-    return first.read_bytes() == second.read_bytes()
+def _same_file(name: str, one: Path, other: Path) -> bool:
+    return (one / name).read_bytes() == (other / name).read_bytes()
 
 
 def _prepare_workdir(config: Any, corpus: Corpus, workdir: Path) -> None:
-    """Writes config.json and tokenizer/, or checks that they are those of this run."""
+    """Writes tokenizer/, corpus.json and config.json, or checks that they are of this run."""
     path = workdir / "config.json"
     if path.exists():
         before, now = json.loads(path.read_text()), json.loads(to_json(config))
@@ -175,15 +174,18 @@ def _prepare_workdir(config: Any, corpus: Corpus, workdir: Path) -> None:
                 f"{workdir} holds a run with another config ({'; '.join(changed)}); "
                 "choose another --workdir"
             )
-        if not _same_vocabulary(workdir, corpus.path):
-            raise UserError(f"{workdir} holds a run with another vocabulary than {corpus.path}")
+        # The folder may have moved, but what is in it decides every batch.
+        if not _same_file("corpus.json", workdir, corpus.path):
+            raise UserError(f"{workdir} holds a run on another corpus than {corpus.path}")
     else:
-        begun = {"tokenizer", "tokenizer.tmp", "config.tmp"}  # by a start that was killed
+        # What a start that was killed may have left.
+        begun = {"tokenizer", "tokenizer.tmp", "corpus.json", "config.tmp"}
         if workdir.exists() and {entry.name for entry in workdir.iterdir()} - begun:
             raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
         shutil.copytree(corpus.path / "tokenizer", workdir / "tokenizer.tmp", dirs_exist_ok=True)
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
         (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
+        shutil.copy(corpus.path / "corpus.json", workdir / "corpus.json")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(to_json(config))
     temporary.replace(path)

@@ -85,6 +85,7 @@ MISTAKES = {
     "other width": ({"--workdir": "run", "model.width": 32}, r"holds a run with another config .*"
                     r"width.*choose another --workdir"),
     "other seed": ({"--workdir": "run", "seed": 1}, r"seed was 0, is 1"),
+    "other corpus": ({"--workdir": "run"}, "run holds a run on another corpus than"),
 }  # fmt: skip
 
 
@@ -121,6 +122,7 @@ def answers(corpus_path, tmp_path_factory):
     config = tiny_corpus.small_config(corpus=str(corpus_path))
     (folder / "run" / "config.json").write_text(json.dumps(config.to_dict()))
     tiny_corpus.tokenizer().save(folder / "run" / "tokenizer")
+    (folder / "run" / "corpus.json").write_text("{}")
     before = listing(folder)
     lines = [
         command(corpus_path, folder / f"new-{number}", changes)
