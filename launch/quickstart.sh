@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing but Python >= 3.11 to a pre-trained BERT: environment, corpus, vocabulary, training,
-# evaluation, report. About seven minutes on two cores. A second call continues or is done at once.
+# evaluation, report. About eight minutes on two cores. A second call continues or is done at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh requirements.txt
