@@ -32,7 +32,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         raise
     # ml_collections reports a wrong override as a plain Python error of several kinds.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        message = " ".join(str(error.args[0] if error.args else error).split())
+        cause: BaseException = error
+        while cause.args and isinstance(cause.args[0], BaseException):
+            cause = cause.args[0]  # ml_collections wraps the one that speaks
+        message = " ".join(str(cause.args[0] if cause.args else cause).split())
         raise UserError(f"{message} (--help lists the flags)") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")

@@ -39,7 +39,7 @@ MISTAKES = {
     "no corpus given": ({"corpus": ""}, "--config.corpus=FOLDER is needed"),
     "missing corpus": ({"corpus": "nowhere"}, "corpus nowhere does not exist; make it with"),
     "not a corpus": ({"corpus": "."}, r"\. is not a corpus \(it has no corpus.json\)"),
-    "unknown field": ({"batchsize": 8}, "batchsize"),
+    "unknown field": ({"batchsize": 8}, "error: 'batchsize' Did you mean \"batch_size\""),
     "unknown field of a section": ({"model.with": 8}, "with"),
     "text for a number": ({"batch_size": "many"}, "batch_size"),
     "fraction for a number": ({"steps": 1.5}, "steps"),
