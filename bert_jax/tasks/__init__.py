@@ -1,0 +1,60 @@
+"""The table of tasks: a row for each data set, of one of four families."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from bert_jax.errors import UserError
+from bert_jax.tasks import choice, glue, korean, squad, tagging
+from bert_jax.tasks.base import Task
+from bert_jax.tasks.choice import Choice
+from bert_jax.tasks.classification import Classification
+from bert_jax.tasks.squad import Answering
+from bert_jax.tasks.tagging import Tagging
+
+FAMILIES: dict[str, Any] = {
+    "classification": Classification,
+    "answering": Answering,
+    "tagging": Tagging,
+    "choice": Choice,
+}
+TASKS: dict[str, Task] = {
+    row.name: row
+    for row in (*glue.TASKS, *squad.TASKS, *tagging.TASKS, *choice.TASKS, *korean.TASKS)
+}
+
+
+def get_task(name: str, custom: Mapping[str, Any] | None = None) -> Task:
+    """The row of that name; "custom" is made of the settings of the config's `custom` section.
+
+    Raises: UserError listing the names, or what a custom task lacks.
+    """
+    if name == "custom":
+        settings = dict(custom or {})
+        family = settings.pop("family", "classification")
+        if family not in FAMILIES:
+            raise UserError(f"custom.family={family!r} is unknown; known: {', '.join(FAMILIES)}")
+        return FAMILIES[family].custom(**settings)
+    if name not in TASKS:
+        raise UserError(f"task {name!r} is unknown; known: {', '.join([*TASKS, 'custom'])}")
+    return TASKS[name]
+
+
+def family(task: Task) -> str:
+    """The family's name."""
+    return next(name for name, kind in FAMILIES.items() if isinstance(task, kind))
+
+
+def to_dict(task: Any) -> dict[str, Any]:
+    """The row as plain values, to be stored with a model."""
+    return {"family": family(task), **dataclasses.asdict(task)}
+
+
+def from_dict(values: Mapping[str, Any]) -> Task:
+    """The row that `to_dict` gave."""
+
+    def frozen(value: Any) -> Any:  # JSON knows no tuples
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    fields = {name: frozen(value) for name, value in values.items() if name != "family"}
+    return FAMILIES[values["family"]](**fields)

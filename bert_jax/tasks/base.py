@@ -1,0 +1,187 @@
+"""What a task is: examples, features, an objective, the official score, the official files.
+
+A task is a row of settings (a frozen dataclass) of one of four families: `classification` (texts
+or pairs; labels or numbers), `span` (answers in a passage), `tagging` and `choice`. The same row
+serves training, scoring, prediction files and `bert_jax.load`, so it is stored with the model.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.models.body import Body
+from bert_jax.objectives.finetuning import TaskObjective
+
+
+class Example(Protocol):
+    """One example of a task; each family has a frozen dataclass of its own."""
+
+    @property
+    def where(self) -> str:
+        """Where it was read, as `file:line`, for error messages."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """Examples of one group (an article, a document) stay together when a split is made."""
+        ...
+
+
+@dataclasses.dataclass
+class Feature:
+    """What the model sees of an example: one row of a batch.
+
+    arrays: "tokens" and "segments" int32[S] (of a choice: int32[C, S], with "lengths" int32[C]),
+    and the labels where there are any. `data.buckets` pads and stacks them.
+    """
+
+    arrays: dict[str, np.ndarray]
+    example: int  # index of the example it was made of; long ones give several features
+    info: Any = None  # what `decode` needs to get back to the text
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the splits of a data set are: its folder, `tfds:NAME`, or files named one by one."""
+
+    data: str = ""
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split -> path
+
+    def find(self, split: str, names: Sequence[str]) -> Path | None:
+        """The file of a split: the one given for it, else the first of `names` in the folder.
+
+        Raises: UserError when a file that was given does not exist, or the folder does not.
+        """
+        if self.files.get(split):
+            path = Path(self.files[split])
+            if not path.is_file():
+                raise UserError(f"the {split} file {path} does not exist")
+            return path
+        if not self.data or self.tfds:
+            return None
+        folder = Path(self.data)
+        if not folder.is_dir():
+            raise UserError(
+                f"--config.data={folder} is not a folder (single files: --config.train)"
+            )
+        return next((folder / name for name in names if (folder / name).is_file()), None)
+
+    @property
+    def tfds(self) -> str:
+        """The TFDS name or folder of `tfds:NAME`, or ""."""
+        return self.data.removeprefix("tfds:") if self.data.startswith("tfds:") else ""
+
+
+class Task(Protocol):
+    """A row of the table of tasks; `E` below is the family's example, `P` its prediction."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metric(self) -> str:
+        """The entry of `score` that decides which checkpoint is best; higher is better."""
+        ...
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits it may have: train, dev, test, and others such as dev_mismatched.
+
+        Those that start with "dev" are scored; those with test (and others) are predicted.
+        """
+        ...
+
+    def read(self, source: Source, split: str) -> list[Any] | None:
+        """The examples of a split, or None where the source has no such split.
+
+        Raises: UserError with file and line for whatever is wrong in it.
+        """
+        ...
+
+    def fit(self, examples: Sequence[Any]) -> "Task":
+        """The task with what is found in the training examples (label names), checked.
+
+        Raises: UserError: nothing to learn (one class only), or unknown labels.
+        """
+        ...
+
+    def featurise(
+        self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, train: bool
+    ) -> list[Feature]:
+        """Features in the order of the examples; with `train`, labelled, for the objective."""
+        ...
+
+    def objective(self, body: Body) -> TaskObjective:
+        """The head with its loss on a body."""
+        ...
+
+    def decode(
+        self,
+        examples: Sequence[Any],
+        features: Sequence[Feature],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> list[Any]:
+        """A prediction for each example, from the objective's `predict` outputs of each feature.
+
+        Outputs of a position are padded at the end, perhaps by more than the feature is long.
+        """
+        ...
+
+    def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """The official metrics, as fractions (1.0 is perfect) whatever the official unit."""
+        ...
+
+    def baseline(self, train: Sequence[Any], examples: Sequence[Any]) -> list[Any]:
+        """Predictions that need no model: the majority, the most frequent tag of each word."""
+        ...
+
+    def write(
+        self, folder: Path, split: str, examples: Sequence[Any], predictions: Sequence[Any]
+    ) -> list[Path]:
+        """Writes the official prediction file(s) of a split, whole or not at all."""
+        ...
+
+    def read_predictions(self, path: Path, examples: Sequence[Any]) -> list[Any]:
+        """The predictions in a file as `write` makes it (or as the official scorer reads it)."""
+        ...
+
+    def plot(self, path: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> Path | None:
+        """A picture of the errors (PNG) where one tells something."""
+        ...
+
+
+E = TypeVar("E", bound=Example)
+
+
+def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
+    """Splits examples into (train, dev) by group, or one by one where they have none.
+
+    The choice is a hash of the group's name (or the example's place), so it stays the same.
+    """
+
+    def is_dev(place: int, example: E) -> bool:
+        text = example.group or f"#{place}"
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        return number < share * 2**64
+
+    chosen = [is_dev(place, example) for place, example in enumerate(examples)]
+    train = [e for e, dev in zip(examples, chosen, strict=True) if not dev]
+    dev = [e for e, dev in zip(examples, chosen, strict=True) if dev]
+    if not train or not dev:
+        raise UserError(f"dev_share={share:g} leaves no examples on one side; give a dev file")
+    return train, dev
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Writes a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+    return path
