@@ -61,3 +61,22 @@ def open_dataset(folder: Path, feature: str) -> tuple[Any, int]:
     except Exception as error:  # TFDS raises many kinds, for another file format for example
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"TFDS data set {folder} cannot be read: {reason}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def open_split(folder: Path, split: str) -> tuple[Any, Any] | None:
+    """(random-access source, features) of a split; None where there is none of that name.
+
+    Raises:
+      UserError: not a data set in array_record format.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        if split not in builder.info.splits:
+            return None
+        return builder.as_data_source(split), builder.info.features
+    except Exception as error:  # TFDS raises many kinds, for another file format for example
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"TFDS data set {folder} cannot be read: {reason}") from error

@@ -1,0 +1,199 @@
+"""Tables as rows of text by column: TSV, CSV, JSON lines, JSON lists and TFDS data sets."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_jax.data import tfds_source
+from bert_jax.errors import UserError
+
+Row = tuple[str, dict[str, str]]  # (file:line, text of each column)
+
+_GAP = re.compile(r"[\s,]*")
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None, tab: bool = False) -> Iterator[Row]:
+    """Rows of a table with where they are, as `file:line`.
+
+    The format is that of the suffix. `.tsv` and `.txt`: tabs and no quoting, as in GLUE, so that
+    a `"` is text. `.csv`: with quoting. `.jsonl`: an object a line; `.json`: a list of objects.
+    What is nested in an object gets a dotted name (`labels.label`, `endings.0`); null is "".
+    A byte order mark and either line end are taken; blank lines are left out, unless the table
+    has only one column.
+
+    Args:
+      columns: names of the columns where the file has no header of its own.
+      tab: read as TSV whatever the suffix.
+
+    Raises:
+      UserError: not UTF-8, not in its format, a row with too many or too few fields, or no rows.
+    """
+    if tab or path.suffix in (".tsv", ".txt"):
+        rows = _table(path, _tsv_fields(path), columns)
+    elif path.suffix == ".csv":
+        rows = _table(path, _csv_fields(path), columns)
+    elif path.suffix in (".jsonl", ".json"):
+        rows = _json_lines(path) if path.suffix == ".jsonl" else _json_list(path)
+    else:
+        raise UserError(f"{path}: the format {path.suffix!r} is unknown; known: "
+                        ".tsv, .txt, .csv, .jsonl, .json")  # fmt: skip
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise UserError(f"{path} holds no rows")
+
+
+def read_tfds(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]] | None:
+    """Rows of a split of a TFDS data set, by feature, or None where there is no such split.
+
+    Text comes as str, a class label by its name ("" where it is hidden), everything else as the
+    Python values of what TFDS gives; `flat` makes columns of text of it.
+
+    Raises: UserError: there is no such data set, or it cannot be read (see `tfds_source`).
+    """
+    opened = tfds_source.open_split(tfds_source.dataset_folder(name), split)
+    if opened is None:
+        return None
+    source, features = opened
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        for place in range(len(source)):
+            row = source[place]
+            yield f"{name}/{split}:{place}", {c: _plain(row[c], features[c]) for c in row}
+
+    return rows()
+
+
+def flat(value: Any, name: str = "") -> dict[str, str]:
+    """Columns of text of nested dictionaries and lists, under dotted names; None is ""."""
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
+        return {name: "" if value is None else text}
+    dot = f"{name}." if name else ""
+    return {key: text for part, inner in parts for key, text in flat(inner, f"{dot}{part}").items()}
+
+
+def column(row: Row, name: str) -> str:
+    """The text of a column.
+
+    Raises: UserError that names the columns there are.
+    """
+    where, fields = row
+    if name not in fields:
+        known = ", ".join(fields)
+        raise UserError(f"{where}: there is no column {name!r}; the columns are: {known}")
+    return fields[name]
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """TFDS's value of a feature as Python values."""
+    if isinstance(value, Mapping):
+        inner = getattr(feature, "feature", feature)  # of a sequence of dictionaries
+        return {name: _plain(part, inner[name]) for name, part in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if getattr(value, "ndim", 0) or isinstance(value, list):
+        inner = getattr(feature, "feature", feature)
+        return [_plain(part, inner) for part in value]
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, int) and hasattr(feature, "int2str"):
+        return feature.int2str(value) if value >= 0 else ""
+    return value
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines with their ends, which are \\n or \\r\\n."""
+    with path.open("rb") as file:
+        for number, data in enumerate(file, 1):
+            try:
+                line = data.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise UserError(
+                    f"{path}:{number}: not UTF-8; convert the file, with iconv for example"
+                ) from None
+            if number == 1 and "\r" in line.rstrip("\r\n"):
+                raise UserError(f"{path}: lines end in a carriage return alone; make it \\n")
+            yield line
+
+
+def _tsv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(_lines(path), 1):
+        yield number, line.rstrip("\r\n").split("\t")
+
+
+def _csv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(_lines(path), strict=True)
+    number = 1
+    try:
+        for fields in reader:
+            yield number, fields or [""]
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{number}: not CSV: {error}") from None
+
+
+def _table(
+    path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str] | None
+) -> Iterator[Row]:
+    names = list(columns) if columns else next(lines, (0, [""]))[1]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}:1: two columns of the same name: {', '.join(names)}")
+    for number, fields in lines:
+        if fields == [""] and len(names) > 1:
+            continue
+        if len(fields) != len(names):
+            raise UserError(
+                f"{path}:{number}: {len(fields)} fields, where there are {len(names)} columns: "
+                f"{', '.join(names)}"
+            )
+        yield f"{path}:{number}", dict(zip(names, fields, strict=True))
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: not JSON: {error.msg}") from None
+            yield _json_row(f"{path}:{number}", value)
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    text, decoder = "".join(_lines(path)), json.JSONDecoder()
+    place = _end(text, 0)
+    if text[place : place + 1] != "[":
+        raise UserError(f"{path} is not a JSON list of rows: is it the file of another task?")
+    place = _end(text, place + 1)
+    line = 1 + text.count("\n", 0, place)
+    while text[place : place + 1] != "]":
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+        yield _json_row(f"{path}:{line}", value)
+        end = _end(text, end)
+        line += text.count("\n", place, end)
+        place = end
+
+
+def _end(text: str, place: int) -> int:
+    """Past the white space and commas at a place."""
+    match = _GAP.match(text, place)
+    return match.end() if match else place
+
+
+def _json_row(where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a row must be an object {{...}}, not {json.dumps(value)[:40]}")
+    return where, flat(value)
