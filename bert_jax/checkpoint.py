@@ -5,6 +5,7 @@ is never seen. Damage after that (a truncated or missing file) may surface as an
 wrong numbers; so every tree is stored with a fingerprint of its bits, checked when it is loaded.
 """
 
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ def fingerprint(state: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last, in `folder`."""
+    """The checkpoints of one run, newest last, in `folder`: the newest, and the best scored one."""
 
     def __init__(self, folder: str | Path, keep: int = 2, read_only: bool = False):
         """Opens `folder`, making it unless read_only.
@@ -56,14 +57,26 @@ class Checkpoints:
             self._folder,
             # The loop decides when to save; Orbax's own policy would skip some.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.LatestN(keep),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
             cleanup_tmp_directories=not read_only,
             context=context,
         )
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts saving `state`; returns once it is copied to the host. Committed by `wait`."""
-        self._orbax.save_async(step, {"state": state, "fingerprint": fingerprint(state)})
+    def save(self, step: int, state: Any, score: float | None = None) -> None:
+        """Starts saving `state`; returns once it is copied to the host. Committed by `wait`.
+
+        score: ranks the checkpoints that have one; higher is better, then later.
+        """
+        metrics = None if score is None else {"score": score}
+        tree = {"state": state, "fingerprint": fingerprint(state)}
+        self._orbax.save_async(step, tree, metrics=metrics)
 
     def wait(self) -> None:
         """Blocks until what was started is committed."""
@@ -77,16 +90,24 @@ class Checkpoints:
         """Steps with a committed checkpoint, ascending."""
         return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
 
-    def restore(self, abstract: Mapping[str, Any] | None = None) -> tuple[int, Any] | None:
+    def by_score(self) -> list[int]:
+        """Steps of the checkpoints that have a score, the best last."""
+        scored = [(_score(c.metrics), c.step) for c in self._orbax.checkpoints if c.metrics]
+        return [step for _, step in sorted(scored)]
+
+    def restore(
+        self, abstract: Mapping[str, Any] | None = None, best: bool = False
+    ) -> tuple[int, Any] | None:
         """The newest sound checkpoint as (step, state), or None where there is none at all.
 
         Args:
           abstract: the tree of `jax.ShapeDtypeStruct` (with shardings) to restore into; entries of
             the state that it leaves out are not read. None: the parameters alone, on one device.
+          best: the best scored one instead, where there are scores.
         Raises:
           UserError: the checkpoint is of another model, or every checkpoint is damaged.
         """
-        steps = self.steps
+        steps = (best and self.by_score()) or self.steps
         for step in reversed(steps):
             try:
                 return step, self._load(step, abstract)
@@ -142,13 +163,17 @@ class Checkpoints:
         return loaded["state"]
 
 
+def _score(metrics: Any) -> float:
+    return -math.inf if math.isnan(metrics["score"]) else metrics["score"]
+
+
 def has_checkpoint(workdir: str | Path) -> bool:
     """Whether a run has a committed checkpoint: these are named by their step alone."""
     return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
 
 
 def load_params(workdir: str | Path, abstract: Any = None) -> Any:
-    """The parameters of a run's newest sound checkpoint, touching nothing.
+    """The parameters of a run's best scored checkpoint, or else its newest; touches nothing.
 
     Args:
       workdir: the work directory of the run, which may be going on.
@@ -157,7 +182,7 @@ def load_params(workdir: str | Path, abstract: Any = None) -> Any:
       UserError: there is no checkpoint, or it is of another model.
     """
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
-    restored = checkpoints.restore(None if abstract is None else {"params": abstract})
+    restored = checkpoints.restore(None if abstract is None else {"params": abstract}, best=True)
     checkpoints.close()
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet")

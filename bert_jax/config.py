@@ -1,6 +1,5 @@
 """Config files: their typed arguments, and from their fields to the objects of a run."""
 
-import json
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -123,8 +122,3 @@ def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> Enc
         "feed_forward": model["feed_forward"] or 4 * width,
     }
     return EncoderConfig(**{**model, **sizes}, vocab_size=vocab_size, dtype=dtype)
-
-
-def to_json(config: Any) -> str:
-    """A ConfigDict as indented JSON, in the order of its fields."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"

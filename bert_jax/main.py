@@ -8,7 +8,6 @@ order: the newest checkpoint of the work directory, `init_from`, scratch.
 """
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from ml_collections import config_flags
 
 from bert_jax import errors, optim, sharding, train
 from bert_jax.checkpoint import has_checkpoint, load_params
-from bert_jax.config import check_ranges, encoder_config, to_json
+from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import eval_batches, train_batches
@@ -31,6 +30,7 @@ from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.report import is_finished, write_report
+from bert_jax.workdir import prepare_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the README.")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     starts = config.init_from and not has_checkpoint(workdir)
     initial = _initial_params(config, corpus, trainer) if starts else None
     # Only now: a config that cannot be leaves nothing behind.
-    _prepare_workdir(config, corpus, workdir)
+    _prepare(config, corpus, workdir)
     if is_finished(workdir, config.steps):
         print((workdir / "report.md").read_text(encoding="utf-8"))
         print(f"{workdir} is finished: nothing left to train")
@@ -114,12 +114,13 @@ def _phase(
     )
     # The same held-out instances for every run on this corpus.
     held_out = make(corpus.splits["held_out"], seed=0)
+    flops = model_flops(objective.encoder, rows, seq_length, objective.masking.slots(seq_length))
     host = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     return train.Phase(
         start=start,
         stop=stop,
-        tokens=rows * seq_length,
-        flops=model_flops(objective.encoder, rows, seq_length, objective.masking.slots(seq_length)),
+        seq_length=seq_length,
+        flops=lambda _: flops,
         batches=functools.partial(train_batches, instances, rows, workers=config.workers, **host),
         evaluation=functools.partial(
             eval_batches, held_out, rows, count=config.eval_instances, **host
@@ -159,36 +160,16 @@ def _same_file(name: str, one: Path, other: Path) -> bool:
     return (one / name).read_bytes() == (other / name).read_bytes()
 
 
-def _prepare_workdir(config: Any, corpus: Corpus, workdir: Path) -> None:
-    """Writes tokenizer/, corpus.json and config.json, or checks that they are of this run."""
-    path = workdir / "config.json"
-    if path.exists():
-        before, now = json.loads(path.read_text()), json.loads(to_json(config))
-        changed = [
-            f"{name} was {before.get(name)}, is {now.get(name)}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and name not in _MAY_CHANGE
-        ]
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}); "
-                "choose another --workdir"
-            )
-        # The folder may have moved, but what is in it decides every batch.
-        if not _same_file("corpus.json", workdir, corpus.path):
-            raise UserError(f"{workdir} holds a run on another corpus than {corpus.path}")
-    else:
-        # What a start that was killed may have left.
-        begun = {"tokenizer", "tokenizer.tmp", "corpus.json", "config.tmp"}
-        if workdir.exists() and {entry.name for entry in workdir.iterdir()} - begun:
-            raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
-        shutil.copytree(corpus.path / "tokenizer", workdir / "tokenizer.tmp", dirs_exist_ok=True)
-        shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
-        (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
-        shutil.copy(corpus.path / "corpus.json", workdir / "corpus.json")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(config))
-    temporary.replace(path)
+def _prepare(config: Any, corpus: Corpus, workdir: Path) -> None:
+    """Prepares the work directory, which also holds the description of the corpus."""
+
+    def copy(folder: Path) -> None:
+        shutil.copy(corpus.path / "corpus.json", folder / "corpus.json")
+
+    prepare_workdir(workdir, config.to_dict(), _MAY_CHANGE, corpus.tokenizer, copy)
+    # The folder may have moved, but what is in it decides every batch.
+    if not _same_file("corpus.json", workdir, corpus.path):
+        raise UserError(f"{workdir} holds a run on another corpus than {corpus.path}")
 
 
 def _required(value: str, flag: str) -> str:

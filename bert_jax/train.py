@@ -7,6 +7,7 @@ again ends with the bits of one that was not.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import sys
 import time
@@ -27,17 +28,18 @@ from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import UserError
 from bert_jax.objectives.base import Batch, Mean, Objective
 
+Evaluate = Callable[[Any, "Phase"], dict[str, float]]
 State = dict[str, Any]  # step, params, opt_state, window (metrics since the last log), bad_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of training on batches of one shape: steps start .. stop - 1."""
+    """A stretch of training: steps start .. stop - 1."""
 
     start: int
     stop: int
-    tokens: int  # in a global batch
-    flops: float  # of the model in one step, forward and backward, analytic
+    seq_length: int  # of the batches, or the most it may be
+    flops: Callable[[Batch], float]  # of the model in one step, forward and backward, analytic
     batches: Callable[[int, int], Iterator[Mapping[str, np.ndarray]]]  # (from step, to step)
     evaluation: Callable[[], Iterable[Mapping[str, np.ndarray]]]  # the held-out set
 
@@ -51,6 +53,7 @@ class Schedule:
     eval_every: int
     checkpoint_every: int
     keep_checkpoints: int = 2
+    best: str = ""  # held-out metric whose highest checkpoint is kept besides; empty: none
 
 
 class Trainer:
@@ -172,13 +175,16 @@ def run(
     schedule: Schedule,
     workdir: Path,
     initial_params: Any = None,
+    evaluate: Evaluate | None = None,
 ) -> tuple[State, dict[str, float]]:
     """Trains to the end: from the newest checkpoint of `workdir`, `initial_params`, or scratch.
 
+    evaluate: the held-out metrics of parameters; by default the objective's means.
     Returns: the final state and the final held-out metrics.
     Raises: UserError when the loss or the gradient is no longer finite.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", schedule.keep_checkpoints)
+    evaluate = evaluate or functools.partial(held_out_means, trainer)
     restored = checkpoints.restore(trainer.abstract_state)
     if restored is None:
         step, state = 0, trainer.init(initial_params)
@@ -193,11 +199,12 @@ def run(
         for phase, batch in _device_batches(trainer, phases, step):
             state = trainer.step(state, batch)
             step += 1
-            clock.count(phase)
+            clock.count(batch, phase)
             progress.update()
             last = step == schedule.steps
             saves = last or step % schedule.checkpoint_every == 0
             logs = last or step % schedule.log_every == 0
+            score = None
             if logs or saves:
                 _check_finite(state, phases, checkpoints)
             if logs:
@@ -205,11 +212,12 @@ def run(
             if last or step % schedule.eval_every == 0:
                 jax.block_until_ready(state["step"])  # else the pause swallows queued steps
                 with clock.pause():
-                    held_out = evaluate(trainer, state["params"], phase)
+                    held_out = evaluate(state["params"], phase)
+                score = held_out[schedule.best] if schedule.best else None
                 log.write(step, "held_out", held_out, {"seconds": clock.paused})
                 progress.write(_line(step, "held out", held_out), file=sys.stderr)
             if saves:
-                checkpoints.save(step, state)
+                checkpoints.save(step, state, score)
         checkpoints.wait()
     finally:
         progress.close()
@@ -218,8 +226,8 @@ def run(
     return state, held_out or _last_evaluation(workdir)
 
 
-def evaluate(trainer: Trainer, params: Any, phase: Phase) -> dict[str, float]:
-    """Metrics over the phase's held-out set."""
+def held_out_means(trainer: Trainer, params: Any, phase: Phase) -> dict[str, float]:
+    """The objective's metrics over the phase's held-out set."""
     total: dict[str, Mean] | None = None
     for batch in phase.evaluation():
         means = trainer.evaluate_batch(params, trainer.put(batch))
@@ -248,12 +256,12 @@ def _check_finite(state: State, phases: list[Phase], checkpoints: Checkpoints) -
     phase = next(p for p in phases if p.start <= bad < p.stop)
     batch = next(iter(phase.batches(bad, bad + 1)))
     instances = [tuple(map(int, i)) for i in batch.get("instance", ())]
+    which = f"; instances (pass, index) of that step: {instances}" if instances else ""
     checkpoints.wait()
     kept = checkpoints.steps[-1] if checkpoints.steps else "none"
     raise UserError(
         f"the loss or its gradient was not finite at step {bad} (last good checkpoint: {kept}); "
-        "lower learning_rate or lengthen warmup_steps; instances (pass, index) of that step: "
-        f"{instances}"
+        f"lower learning_rate or lengthen warmup_steps{which}"
     )
 
 
@@ -292,9 +300,9 @@ class _Clock:
         peaks = [metrics_lib.peak_flops(device) for device in jax.devices()]
         self._peak = sum(peak for peak in peaks if peak)
 
-    def count(self, phase: Phase) -> None:
-        self._tokens += phase.tokens
-        self._flops += phase.flops
+    def count(self, batch: Batch, phase: Phase) -> None:
+        self._tokens += batch["tokens"].size
+        self._flops += phase.flops(batch)
         self._steps += 1
 
     @contextlib.contextmanager

@@ -72,7 +72,7 @@ def test_every_preset_builds(preset, phases, corpus):
         )
         check_ranges(config)
         objective = main.build_objective(config, corpus.tokenizer)
-        plan = [(p.start, p.stop, p.tokens // config.batch_size)
+        plan = [(p.start, p.stop, p.seq_length)
                 for p in main.build_phases(config, corpus, objective)]  # fmt: skip
         switch = round(0.9 * config.steps)
         both = [(0, switch, 128), (switch, config.steps, 256)]

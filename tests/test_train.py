@@ -172,7 +172,7 @@ def test_evaluation_is_the_same_twice_and_for_every_batch_size(corpus):
     params = make_trainer(small_config(), corpus)[0].init()["params"]
     for rows in (16, 16, 40):
         trainer, phases = make_trainer(small_config(batch_size=rows), corpus)
-        results.append(train.evaluate(trainer, params, phases[0]))
+        results.append(train.held_out_means(trainer, params, phases[0]))
     assert results[0] == results[1]
     assert results[2].keys() == results[0].keys()
     for name, value in results[0].items():
@@ -183,8 +183,8 @@ def test_evaluation_does_not_depend_on_the_seed_or_dropout(corpus):
     trainer, phases = make_trainer(small_config(), corpus)
     params = trainer.init()["params"]
     other, other_phases = make_trainer(small_config(seed=5, **NO_DROPOUT), corpus)
-    expected = train.evaluate(trainer, params, phases[0])
-    assert train.evaluate(other, params, other_phases[0]) == expected
+    expected = train.held_out_means(trainer, params, phases[0])
+    assert train.held_out_means(other, params, other_phases[0]) == expected
     assert {"mlm_loss", "mlm_perplexity", "mlm_accuracy", "nsp_accuracy"} <= expected.keys()
     np.testing.assert_allclose(expected["mlm_perplexity"], np.exp(expected["mlm_loss"]))
 
@@ -267,7 +267,7 @@ def test_two_phases_change_the_shape_where_the_config_says(corpus):
     )
     objective = main.build_objective(config, corpus.tokenizer)
     phases = main.build_phases(config, corpus, objective)
-    assert [(p.start, p.stop, p.tokens) for p in phases] == [(0, 9, 256), (9, 12, 512)]
+    assert [(p.start, p.stop, p.seq_length) for p in phases] == [(0, 9, 16), (9, 12, 32)]
     shapes = [batch["tokens"].shape for p in phases for batch in p.batches(p.start, p.stop)]
     assert shapes == [(16, 16)] * 9 + [(16, 32)] * 3
 

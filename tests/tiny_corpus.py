@@ -15,7 +15,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from bert_jax import main, optim, sharding, train
-from bert_jax.config import to_json
 from bert_jax.data.corpus import FORMAT, Corpus, open_corpus
 from bert_jax.data.corpus_writer import UnitWriter, assemble
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
@@ -128,7 +127,7 @@ def trained(corpus, tmp_path_factory) -> Path:
     )  # fmt: skip
     workdir = tmp_path_factory.mktemp("trained")
     corpus.tokenizer.save(workdir / "tokenizer")
-    (workdir / "config.json").write_text(to_json(config))
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     trainer, phases = make_trainer(config, corpus)
     train.run(trainer, phases, make_schedule(config), workdir)
     return workdir

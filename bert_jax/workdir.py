@@ -1,0 +1,51 @@
+"""The work directory of a run: its config, and what a second start must find unchanged."""
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+
+
+def prepare_workdir(
+    workdir: Path,
+    config: Mapping[str, Any],
+    may_change: Collection[str],
+    tokenizer: Tokenizer,
+    write: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Writes tokenizer/ and config.json, or checks that the folder is of the same run.
+
+    Args:
+      config: plain values. may_change: its fields that may differ when a run is continued.
+      write: called with the folder before config.json is, to put more there.
+    Raises: UserError: the folder holds something else.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(config))
+        changed = [
+            f"{name} was {before.get(name)}, is {now.get(name)}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and name not in may_change
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}); "
+                "choose another --workdir"
+            )
+    else:
+        # What a start that was killed may have left.
+        begun = {"tokenizer", "tokenizer.tmp", "corpus.json", "task.json", "config.tmp"}
+        if workdir.exists() and {entry.name for entry in workdir.iterdir()} - begun:
+            raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+        tokenizer.save(workdir / "tokenizer.tmp")
+        shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
+        write(workdir)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    temporary.replace(path)
