@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from bert_jax.data.draws import Purpose, random_bits
+
 POOL = 64  # batches sorted together
 _PADDING = {"token_labels": -1}  # of arrays that are padded like tokens; the others get 0
 _PADDED = ("tokens", "segments", "token_labels")
@@ -78,11 +80,31 @@ def train_batches(
         yield collate([features[index] for index in indices], batch_size, pad_id, longest)
 
 
+def padding(
+    lengths: np.ndarray, batch_size: int, seed: int, steps: int, longest: int
+) -> dict[str, int]:
+    """What a run computes on: tokens of text, tokens with padding, the same without buckets
+    (all padded to `longest`), and the number of widths, each a program to compile."""
+    widths, text = [], 0
+    for indices in train_plan(lengths, batch_size, seed, steps):
+        text += int(lengths[indices].sum())
+        widths.append(bucket_width(int(lengths[indices].max()), longest))
+    return {
+        "text_tokens": text,
+        "computed_tokens": batch_size * sum(widths),
+        "computed_without_buckets": batch_size * steps * longest,
+        "widths": len(set(widths)),
+    }
+
+
 def eval_batches(
     features: Sequence[Arrays], batch_size: int, pad_id: int, longest: int
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """(indices, batch) over all features, short ones first; the last batch may be filled up."""
-    order = np.argsort([row["tokens"].shape[-1] for row in features], kind="stable")
+    """(indices, batch) over all features; the last batch may be filled up.
+
+    Long ones come first: what does not fit the memory shows at once, and filler rows are short.
+    """
+    order = np.argsort([-row["tokens"].shape[-1] for row in features], kind="stable")
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
         yield rows, collate([features[index] for index in rows], batch_size, pad_id, longest)
@@ -91,12 +113,13 @@ def eval_batches(
 def _pool(lengths: np.ndarray, batch_size: int, seed: int, first: int, batches: int) -> np.ndarray:
     """Indices int64[batches, batch_size] of steps first .. first + batches - 1."""
     count = len(lengths)
-    places = (first * batch_size) + np.arange(batches * batch_size)
+    places = first * batch_size + np.arange(batches * batch_size)
     stream = np.empty(len(places), np.int64)
     for epoch in range(int(places[0]) // count, int(places[-1]) // count + 1):
         inside = places // count == epoch
-        order = np.random.default_rng((seed, 0, epoch)).permutation(count)
+        order = np.argsort(random_bits(seed, Purpose.ORDER, epoch, np.arange(count)))
         stream[inside] = order[places[inside] % count]
     stream = stream[np.argsort(lengths[stream], kind="stable")]
-    rng = np.random.default_rng((seed, 1, first))
-    return stream.reshape(batches, batch_size)[rng.permutation(batches)]
+    # -1 - first: the number of no epoch.
+    order = np.argsort(random_bits(seed, Purpose.ORDER, -1 - first, np.arange(batches)))
+    return stream.reshape(batches, batch_size)[order]

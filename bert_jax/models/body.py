@@ -6,19 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bert_jax.errors import UserError
 from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
 from bert_jax.models.layers import Key, apply, fold
 from bert_jax.models.recurrent import BiLSTM
 
 # Rows of the paper's Table 7: which hidden states (0: the embeddings), and how they are joined.
-FEATURES = {
+FEATURES: dict[str, tuple[tuple[int, ...], str]] = {
     "embeddings": ((0,), "concat"),
     "second_to_last": ((-2,), "concat"),
     "last": ((-1,), "concat"),
     "weighted_last_4": ((-4, -3, -2, -1), "weighted"),
     "concat_last_4": ((-4, -3, -2, -1), "concat"),
-    "weighted_all": (None, "weighted"),  # all L layers, without the embeddings
+    "weighted_all": ((), "weighted"),  # all L layers, without the embeddings
 }
+_BILSTM_SITE = 1_000_001  # dropout site; the encoder's are its layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Body:
     features: empty to fine-tune the encoder; a row of FEATURES to read frozen layers of it.
     bilstm: layers of a randomly initialised BiLSTM on top (paper: 2), 0 for none.
     bilstm_width: both directions together (paper: 768).
+
+    Raises: UserError for unknown features, or more layers than the encoder has.
     """
 
     encoder: EncoderConfig
@@ -35,50 +39,69 @@ class Body:
     bilstm: int = 0
     bilstm_width: int = 768
 
+    def __post_init__(self):
+        if self.features and self.features not in FEATURES:
+            raise UserError(f"features={self.features!r} is unknown; known: {', '.join(FEATURES)}")
+        deepest = -min(self._layers)
+        if deepest > self.encoder.layers:
+            raise UserError(
+                f"features={self.features} reads the last {deepest} layers, but the encoder has "
+                f"only {self.encoder.layers}"
+            )
+
+    @property
+    def _layers(self) -> tuple[int, ...]:
+        """The hidden states that are read."""
+        layers = FEATURES[self.features][0] if self.features else (-1,)
+        return layers or tuple(range(1, self.encoder.layers + 1))
+
+    @property
+    def _is_weighted(self) -> bool:
+        return bool(self.features) and FEATURES[self.features][1] == "weighted"
+
+    @property
+    def _read_width(self) -> int:
+        """Of what is read from the encoder."""
+        return self.encoder.width * (1 if self._is_weighted else len(self._layers))
+
+    @property
+    def _bilstm(self) -> BiLSTM:
+        return BiLSTM(self.bilstm, self.bilstm_width, self.encoder.hidden_dropout)
+
     @property
     def width(self) -> int:
         """Of the vectors that come out."""
-        if self.bilstm:
-            return self.bilstm_width
-        if not self.features:
-            return self.encoder.width
-        layers, join = FEATURES[self.features]
-        return self.encoder.width * (len(layers) if join == "concat" and layers else 1)
+        return self.bilstm_width if self.bilstm else self._read_width
 
     def init(self, key: jax.Array, tokens: jax.Array, segments: jax.Array) -> dict[str, Any]:
         """Parameters {encoder[, mix][, bilstm]}, boxed; tokens, segments int[B, S]."""
-        c = self.encoder
-        keys = jax.random.split(key, 2)
-        params = {"encoder": Encoder(c).init(keys[0], tokens[:1], segments[:1], None)["params"]}
-        if self.features and FEATURES[self.features][1] == "weighted":
-            layers = FEATURES[self.features][0]
-            params["mix"] = {"weight": jnp.zeros(len(layers or range(c.layers)))}
+        keys = jax.random.split(key)
+        example = tokens[:1], segments[:1], None
+        params = {"encoder": Encoder(self.encoder).init(keys[0], *example)["params"]}
+        if self._is_weighted:
+            params["mix"] = {"weight": jnp.zeros(len(self._layers))}
         if self.bilstm:
-            width = dataclasses.replace(self, bilstm=0).width
-            module = BiLSTM(self.bilstm, self.bilstm_width)
-            lengths = jnp.ones(1, jnp.int32)
-            params["bilstm"] = module.init(keys[1], jnp.zeros((1, 1, width)), lengths)["params"]
+            inputs = jnp.zeros((1, 1, self._read_width)), jnp.ones(1, jnp.int32)
+            params["bilstm"] = self._bilstm.init(keys[1], *inputs)["params"]
         return params
 
     def hidden(
         self, params: Any, tokens: jax.Array, segments: jax.Array, lengths: jax.Array, key: Key
     ) -> jax.Array:
         """tokens, segments int[B, S], lengths int[B] -> [B, S, width]."""
-        mask = padding_mask(lengths, tokens.shape[1])
-        encode = Encoder(self.encoder)
-        if not self.features:
-            x = apply(encode, params["encoder"], tokens, segments, mask, key)
-        else:  # frozen: no gradient, no dropout inside
+        inputs = tokens, segments, padding_mask(lengths, tokens.shape[1])
+        encoder = Encoder(self.encoder)
+        if self.features:  # frozen: no gradient, no dropout inside
             frozen = jax.lax.stop_gradient(params["encoder"])
-            states = apply(encode, frozen, tokens, segments, mask, every_layer=True)
-            layers, join = FEATURES[self.features]
-            chosen = states[1:] if layers is None else states[jnp.array(layers)]
-            if join == "weighted":
-                weights = jax.nn.softmax(params["mix"]["weight"]).astype(chosen.dtype)
-                x = jnp.einsum("l,lbsd->bsd", weights, chosen)
+            states = apply(encoder, frozen, *inputs, every_layer=True)
+            chosen = [states[layer] for layer in self._layers]
+            if self._is_weighted:
+                shares = jax.nn.softmax(params["mix"]["weight"])
+                x = jnp.einsum("l,lbsd->bsd", shares, jnp.stack(chosen))
             else:
-                x = jnp.concatenate(list(chosen), axis=-1)
+                x = jnp.concatenate(chosen, axis=-1)
+        else:
+            x = apply(encoder, params["encoder"], *inputs, key)
         if self.bilstm:
-            module = BiLSTM(self.bilstm, self.bilstm_width, self.encoder.hidden_dropout)
-            x = apply(module, params["bilstm"], x, lengths, fold(key, 1_000_001))
+            x = apply(self._bilstm, params["bilstm"], x, lengths, fold(key, _BILSTM_SITE))
         return x

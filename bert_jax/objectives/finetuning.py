@@ -3,7 +3,7 @@
 Sources: BERT paper, section 4 and appendix; google-research/bert `run_classifier.py` (dropout of
 0.1 on the pooled vector, then a linear layer) and `run_squad.py` (a linear layer to start and end).
 A batch holds tokens, segments int[B, S] (choice: [B, C, S]), lengths int[B] ([B, C]) and weight
-float32[B], 0 for filler rows; and the labels that each class names.
+float32[B], 0 for filler rows; and for `loss` the labels that each class names.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import optax
 
 from bert_jax.models.body import Body
 from bert_jax.models.heads import Classifier, Pooler
-from bert_jax.models.layers import EncoderConfig, apply, dropout, fold
+from bert_jax.models.layers import EncoderConfig, Key, apply, dropout, fold
 from bert_jax.objectives.base import Batch, Mean, Params, cross_entropy, weighted_mean
 
 _HEAD_SITE = 1_000_000  # dropout site of the heads; the encoder's are its layers
@@ -37,30 +37,56 @@ class TaskObjective(Protocol):
         ...
 
 
-def _pooled_init(body: Body, key: jax.Array, tokens, segments, head: str, classes: int) -> Params:
-    """Parameters of a body, a pooler and a linear head, boxed; tokens, segments int[B, S]."""
+def _head_config(body: Body) -> EncoderConfig:
+    # In float32 whatever the body computes in: heads are small, and close scores get compared.
+    return dataclasses.replace(body.encoder, width=body.width, dtype="float32")
+
+
+def _new_head(body: Body, key: jax.Array, classes: int) -> Params:
+    c = _head_config(body)
+    return Classifier(c, classes).init(key, jnp.zeros((1, c.width)))["params"]
+
+
+def _score(body: Body, head: Params, classes: int, x: jax.Array) -> jax.Array:
+    """Logits float32 [..., classes] of vectors [..., width]."""
+    return apply(Classifier(_head_config(body), classes), head, x)
+
+
+def _sequences(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens, segments [R, S] and lengths [R]; R is B, or B·C where each row has C sequences."""
+    width = batch["tokens"].shape[-1]
+    tokens, segments = (batch[name].reshape(-1, width) for name in ("tokens", "segments"))
+    return tokens, segments, batch["lengths"].reshape(-1)
+
+
+def _pooled_init(body: Body, key: jax.Array, batch: Batch, head: str, classes: int) -> Params:
+    """Parameters {encoder[, mix][, bilstm], pooler, HEAD}, boxed."""
     keys = jax.random.split(key, 3)
     c = _head_config(body)
     return {
-        **body.init(keys[0], tokens, segments),
+        **body.init(keys[0], *_sequences(batch)[:2]),
         "pooler": Pooler(c).init(keys[1], jnp.zeros((1, 1, c.width)))["params"],
-        head: Classifier(c, classes).init(keys[2], jnp.zeros((1, c.width)))["params"],
+        head: _new_head(body, keys[2], classes),
     }
 
 
-def _head_config(body: Body) -> EncoderConfig:
-    return dataclasses.replace(body.encoder, width=body.width)
-
-
 def _pooled_logits(
-    body: Body, params: Params, tokens, segments, lengths, key, head: str, classes: int
+    body: Body, params: Params, batch: Batch, key: Key, head: str, classes: int
 ) -> jax.Array:
-    """Logits float32 [B, classes] of the pooled vector of sequences [B, S]."""
+    """Logits float32 [R, classes] of the pooled vector of each sequence."""
     c = _head_config(body)
-    hidden = body.hidden(params, tokens, segments, lengths, key)
-    pooled = apply(Pooler(c), params["pooler"], hidden)
+    pooled = apply(Pooler(c), params["pooler"], body.hidden(params, *_sequences(batch), key))
     pooled = dropout(pooled, c.hidden_dropout, fold(key, _HEAD_SITE))
-    return apply(Classifier(c, classes), params[head], pooled)
+    return _score(body, params[head], classes, pooled)
+
+
+def _label_loss(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> tuple[Mean, dict[str, Mean]]:
+    """Mean cross-entropy and accuracy of logits [..., C] against labels int[...]."""
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    mean = weighted_mean(cross_entropy(logits, labels), weights)
+    return mean, {"accuracy": weighted_mean(right, weights)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,29 +103,27 @@ class Classify:
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder, pooler, classifier}, boxed with logical axes."""
-        return _pooled_init(
-            self.body, key, batch["tokens"], batch["segments"], "classifier", self.classes
-        )
+        return _pooled_init(self.body, key, batch, "classifier", self.classes)
 
-    def _logits(self, params: Params, batch: Batch, key) -> jax.Array:
-        inputs = batch["tokens"], batch["segments"], batch["lengths"]
-        return _pooled_logits(self.body, params, *inputs, key, "classifier", self.classes)
+    def _logits(self, params: Params, batch: Batch, key: Key) -> jax.Array:
+        return _pooled_logits(self.body, params, batch, key, "classifier", self.classes)
 
     def loss(
         self, params: Params, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[Mean, dict[str, Mean]]:
-        """Mean loss over the examples; metrics: accuracy (single and multi)."""
+        """Mean loss over the examples; metrics: accuracy, of numbers squared_error."""
         logits, weight = self._logits(params, batch, key if train else None), batch["weight"]
-        if self.kind == "numbers":
-            losses = jnp.mean((logits - batch["numbers"]) ** 2, axis=-1)
-            return (mean := weighted_mean(losses, weight)), {"squared_error": mean}
+        if self.kind == "single":
+            return _label_loss(logits, batch["label"], weight)
         if self.kind == "multi":
-            losses = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, batch["labels"]), axis=-1)
-            right = jnp.mean((logits > 0) == (batch["labels"] > 0), axis=-1)
-        else:
-            losses = cross_entropy(logits, batch["label"])
-            right = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
-        return weighted_mean(losses, weight), {"accuracy": weighted_mean(right, weight)}
+            labels = batch["labels"]
+            losses = optax.sigmoid_binary_cross_entropy(logits, labels)
+            right = (logits > 0) == (labels > 0)
+            metric = {"accuracy": weighted_mean(jnp.mean(right, axis=-1), weight)}
+            return weighted_mean(jnp.mean(losses, axis=-1), weight), metric
+        losses = jnp.mean((logits - batch["numbers"]) ** 2, axis=-1)
+        mean = weighted_mean(losses, weight)
+        return mean, {"squared_error": mean}
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """{"logits": float32 [B, C]}; of numbers, the numbers."""
@@ -116,17 +140,16 @@ class Span:
     body: Body
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
-        """Parameters {encoder, span_head}, boxed with logical axes."""
+        """Parameters {encoder[, mix][, bilstm], span_head}, boxed with logical axes."""
         keys = jax.random.split(key)
-        c = _head_config(self.body)
-        head = Classifier(c, 2).init(keys[1], jnp.zeros((1, c.width)))["params"]
-        return {**self.body.init(keys[0], batch["tokens"], batch["segments"]), "span_head": head}
+        body = self.body.init(keys[0], *_sequences(batch)[:2])
+        return {**body, "span_head": _new_head(self.body, keys[1], 2)}
 
-    def predict(self, params: Params, batch: Batch, key=None) -> dict[str, jax.Array]:
+    def predict(self, params: Params, batch: Batch, key: Key = None) -> dict[str, jax.Array]:
         """{"start", "end": logits float32 [B, S]}; padding is far below everything else."""
-        tokens, lengths = batch["tokens"], batch["lengths"]
-        hidden = self.body.hidden(params, tokens, batch["segments"], lengths, key)
-        logits = apply(Classifier(_head_config(self.body), 2), params["span_head"], hidden)
+        tokens, segments, lengths = _sequences(batch)
+        hidden = self.body.hidden(params, tokens, segments, lengths, key)
+        logits = _score(self.body, params["span_head"], 2, hidden)
         real = (jnp.arange(tokens.shape[1])[None] < lengths[:, None])[..., None]
         # So the loss does not depend on how far a batch is padded (the released code's does).
         logits = jnp.where(real, logits, -1e9)
@@ -157,17 +180,14 @@ class Tag:
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder[, mix][, bilstm], tag_head}, boxed with logical axes."""
         keys = jax.random.split(key)
-        c = _head_config(self.body)
-        head = Classifier(c, self.classes).init(keys[1], jnp.zeros((1, c.width)))["params"]
-        return {**self.body.init(keys[0], batch["tokens"], batch["segments"]), "tag_head": head}
+        body = self.body.init(keys[0], *_sequences(batch)[:2])
+        return {**body, "tag_head": _new_head(self.body, keys[1], self.classes)}
 
-    def predict(self, params: Params, batch: Batch, key=None) -> dict[str, jax.Array]:
+    def predict(self, params: Params, batch: Batch, key: Key = None) -> dict[str, jax.Array]:
         """{"logits": float32 [B, S, C]}."""
-        c = _head_config(self.body)
-        inputs = batch["tokens"], batch["segments"], batch["lengths"]
-        hidden = self.body.hidden(params, *inputs, key)
-        hidden = dropout(hidden, c.hidden_dropout, fold(key, _HEAD_SITE))
-        return {"logits": apply(Classifier(c, self.classes), params["tag_head"], hidden)}
+        hidden = self.body.hidden(params, *_sequences(batch), key)
+        hidden = dropout(hidden, self.body.encoder.hidden_dropout, fold(key, _HEAD_SITE))
+        return {"logits": _score(self.body, params["tag_head"], self.classes, hidden)}
 
     def loss(
         self, params: Params, batch: Batch, key: jax.Array, train: bool
@@ -176,10 +196,7 @@ class Tag:
         logits = self.predict(params, batch, key if train else None)["logits"]
         labels = batch["token_labels"]
         weights = (labels >= 0) * batch["weight"][:, None]
-        labels = jnp.maximum(labels, 0)
-        right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-        accuracy = weighted_mean(right, weights)
-        return weighted_mean(cross_entropy(logits, labels), weights), {"accuracy": accuracy}
+        return _label_loss(logits, jnp.maximum(labels, 0), weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,24 +210,18 @@ class Choose:
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder, pooler, choice_head}, boxed with logical axes."""
-        flat = [batch[name][:, 0] for name in ("tokens", "segments")]
-        return _pooled_init(self.body, key, flat[0], flat[1], "choice_head", 1)
+        return _pooled_init(self.body, key, batch, "choice_head", 1)
 
-    def _logits(self, params: Params, batch: Batch, key) -> jax.Array:
-        rows, choices, width = batch["tokens"].shape
-        flat = [batch[name].reshape(rows * choices, width) for name in ("tokens", "segments")]
-        lengths = batch["lengths"].reshape(rows * choices)
-        scores = _pooled_logits(self.body, params, *flat, lengths, key, "choice_head", 1)
-        return scores.reshape(rows, choices)
+    def _logits(self, params: Params, batch: Batch, key: Key) -> jax.Array:
+        scores = _pooled_logits(self.body, params, batch, key, "choice_head", 1)
+        return scores.reshape(batch["lengths"].shape)
 
     def loss(
         self, params: Params, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[Mean, dict[str, Mean]]:
         """Mean cross-entropy over the choices; metrics: accuracy."""
-        logits, weight = self._logits(params, batch, key if train else None), batch["weight"]
-        right = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
-        mean = weighted_mean(cross_entropy(logits, batch["label"]), weight)
-        return mean, {"accuracy": weighted_mean(right, weight)}
+        logits = self._logits(params, batch, key if train else None)
+        return _label_loss(logits, batch["label"], batch["weight"])
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """{"logits": float32 [B, C]}."""

@@ -1,0 +1,185 @@
+"""Batches by length: every example in its turn, little padding, and the same from any start."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from bert_jax.data.buckets import (
+    POOL,
+    bucket_width,
+    collate,
+    eval_batches,
+    train_batches,
+    train_plan,
+)
+
+RNG = np.random.default_rng(0)
+LENGTHS = RNG.integers(3, 100, 1000)
+
+
+def rows(lengths, **more):
+    return [
+        {
+            "tokens": np.arange(1, n + 1, dtype=np.int32),
+            "segments": np.ones(n, np.int32),
+            "label": np.array(i, np.int32),
+            **{name: np.full(n, i, np.int32) for name in more},
+        }
+        for i, n in enumerate(lengths)
+    ]
+
+
+# The ladder.
+
+
+def test_widths_are_powers_of_two_and_their_middles():
+    widths = [bucket_width(length, 512) for length in range(1, 513)]
+    assert sorted(set(widths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    for length, width in enumerate(widths, 1):
+        assert width >= length
+        assert width == 16 or width <= 1.5 * length
+
+
+def test_no_width_is_over_the_longest_allowed():
+    assert bucket_width(300, 320) == 320  # not 384
+    assert bucket_width(3, 10) == 10
+    assert bucket_width(320, 320) == 320
+
+
+# Collating.
+
+
+def test_rows_are_padded_at_the_end_to_one_width():
+    batch = collate(rows([3, 20], token_labels=True), 2, pad_id=9, longest=64)
+    assert (
+        batch["tokens"].shape == batch["segments"].shape == batch["token_labels"].shape == (2, 24)
+    )
+    for row, n in enumerate((3, 20)):
+        assert batch["tokens"][row].tolist() == [*range(1, n + 1), *[9] * (24 - n)]
+        assert batch["segments"][row].tolist() == [1] * n + [0] * (24 - n)
+        assert batch["token_labels"][row].tolist() == [row] * n + [-1] * (24 - n)
+    assert batch["lengths"].tolist() == [3, 20]
+    assert batch["label"].tolist() == [0, 1]
+    assert batch["weight"].tolist() == [1.0, 1.0]
+    assert {name: str(x.dtype) for name, x in batch.items()} == {
+        "tokens": "int32", "segments": "int32", "token_labels": "int32", "label": "int32",
+        "lengths": "int32", "weight": "float32",
+    }  # fmt: skip
+
+
+def test_missing_rows_are_copies_of_weight_zero():
+    batch = collate(rows([5, 7]), 4, 0, 64)
+    assert batch["weight"].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert batch["lengths"].tolist() == [5, 7, 5, 5]
+    np.testing.assert_array_equal(batch["tokens"][2], batch["tokens"][0])
+
+
+def test_choices_are_padded_together():
+    choice = {
+        "tokens": np.full((4, 18), 5, np.int32),
+        "segments": np.zeros((4, 18), np.int32),
+        "lengths": np.array([18, 3, 4, 5], np.int32),
+        "label": np.array(2, np.int32),
+    }
+    batch = collate([choice], 2, pad_id=0, longest=64)
+    assert batch["tokens"].shape == (2, 4, 24)
+    assert batch["tokens"][0, 1].tolist() == [5] * 18 + [0] * 6  # a choice's own padding is its own
+    assert batch["lengths"].tolist() == [[18, 3, 4, 5]] * 2
+    assert batch["weight"].tolist() == [1.0, 0.0]
+
+
+# Training.
+
+
+def plan(lengths=LENGTHS, batch_size=8, seed=3, steps=500, start=0):
+    return np.array(list(train_plan(lengths, batch_size, seed, steps, start)))
+
+
+@pytest.mark.parametrize("count", [1000, 7, 513])
+@pytest.mark.parametrize("steps", [POOL // 2, POOL, 500])
+def test_a_run_takes_the_first_of_the_stream_each_epoch_every_example_once(count, steps):
+    """Epochs end inside pools and batches; only the last one may be cut off."""
+    batch_size = 8
+    counts = collections.Counter(plan(LENGTHS[:count], batch_size, steps=steps).ravel().tolist())
+    epochs, rest = divmod(steps * batch_size, count)
+    assert sum(counts.values()) == steps * batch_size
+    assert set(counts.values()) <= {epochs, epochs + 1}
+    assert sum(n == epochs + 1 for n in counts.values()) == rest
+
+
+def test_a_pool_holds_the_stream_of_its_steps():
+    """An example comes at most a pool away from its place: epoch by epoch, not over the run."""
+    batch_size, count = 8, len(LENGTHS)
+    steps = plan()
+    per_epoch = count // batch_size  # 125 steps; an epoch lies in the pools that its steps touch
+    touched = steps[: -(-per_epoch // POOL) * POOL].ravel()
+    assert set(touched.tolist()) == set(range(count))
+
+
+def test_batches_are_the_same_from_any_start():
+    whole = plan()
+    for start in (0, 1, POOL - 1, POOL, POOL + 5, 499, 500):
+        part = plan(start=start)
+        assert len(part) == 500 - start
+        if start < 500:
+            np.testing.assert_array_equal(part, whole[start:])
+
+
+def test_order_is_that_of_the_seed_and_of_the_epoch():
+    assert not np.array_equal(plan(seed=3), plan(seed=4))
+    np.testing.assert_array_equal(plan(seed=-1), plan(seed=-1))
+    one_epoch = np.array(list(train_plan(LENGTHS[:512], 8, 3, 128)))
+    assert not np.array_equal(one_epoch[:64], one_epoch[64:])
+
+
+def test_batches_of_a_pool_are_in_random_order():
+    """A run must not go from short to long texts."""
+    means = LENGTHS[plan()].mean(axis=1)
+    for first in range(0, 448, POOL):
+        in_pool = means[first : first + POOL]
+        assert abs(np.corrcoef(np.arange(POOL), in_pool)[0, 1]) < 0.4
+    positions = [np.argmin(means[first : first + POOL]) for first in range(0, 448, POOL)]
+    assert len(set(positions)) > 3
+
+
+def test_similar_lengths_come_together():
+    features = rows(LENGTHS)
+    batches = list(train_batches(features, 8, 0, 200, 0, 128, 0, 200))
+    real = sum(int(batch["lengths"].sum()) for batch in batches)
+    padded = sum(batch["tokens"].size for batch in batches)
+    everything = 200 * 8 * 128
+    print(
+        f"real {real / padded:.2f} of the computed; padded to the longest {real / everything:.2f}"
+    )
+    assert real / padded > 0.8
+    assert real / everything < 0.5
+    assert len({batch["tokens"].shape for batch in batches}) <= 7  # programs to compile
+
+
+def test_train_batches_are_those_of_the_plan():
+    features = rows(LENGTHS)
+    batches = list(train_batches(features, 8, 3, 500, 0, 128, start=70, stop=75))
+    np.testing.assert_array_equal([batch["label"] for batch in batches], plan()[70:75])
+    assert all(batch["weight"].all() for batch in batches)
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 21])
+def test_evaluation_sees_every_feature_once(count):
+    features = rows(LENGTHS[:count])
+    seen = []
+    for indices, batch in eval_batches(features, 8, 0, 128):
+        assert batch["tokens"].shape[0] == 8
+        real = batch["weight"] > 0
+        assert real.sum() == len(indices)
+        assert batch["label"][real].tolist() == indices.tolist()
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(count))
+
+
+def test_evaluation_begins_with_the_longest():
+    widths = [batch["tokens"].shape[1] for _, batch in eval_batches(rows(LENGTHS), 8, 0, 128)]
+    assert widths == sorted(widths, reverse=True)
