@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from bert_jax import errors, optim, sharding, train
+from bert_jax import errors, train
 from bert_jax.checkpoint import has_checkpoint, load_params
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data.corpus import Corpus, open_corpus
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         config.steps, config.log_every, config.eval_every, config.checkpoint_every,
         config.keep_checkpoints,
     )  # fmt: skip
-    trainer = build_trainer(config, objective, next(phases[0].batches(0, 1)))
+    trainer = train.build_trainer(config, config.steps, objective, next(phases[0].batches(0, 1)))
     starts = config.init_from and not has_checkpoint(workdir)
     initial = _initial_params(config, corpus, trainer) if starts else None
     # Only now: a config that cannot be leaves nothing behind.
@@ -125,25 +125,6 @@ def _phase(
         evaluation=functools.partial(
             eval_batches, held_out, rows, count=config.eval_instances, **host
         ),
-    )
-
-
-def build_trainer(config: Any, objective: MaskedLM, example: Any) -> train.Trainer:
-    """The objective with its optimiser on the mesh of the config."""
-    mesh = sharding.make_mesh(config.mesh)
-    rows = config.batch_size // config.accumulation
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % config.accumulation or rows % shards:
-        raise UserError(
-            f"batch_size={config.batch_size} must divide by accumulation={config.accumulation} "
-            f"times the {shards} devices that share a batch"
-        )
-    rate = optim.learning_rate(
-        config.learning_rate, config.steps, config.warmup_steps, config.optimizer.decay_from
-    )
-    transform = optim.optimizer(config.optimizer, rate)
-    return train.Trainer(
-        objective, transform, rate, mesh, example, config.seed, config.accumulation
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,14 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(text) + "\n"
 
 
-def plot_curves(lines: list[dict[str, Any]], baseline: dict[str, float], path: Path) -> None:
-    """Loss, accuracies and learning rate over the steps, with the baselines dashed."""
-    panels = [
-        name
-        for name in ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "learning_rate")
-        if any(name in line for line in lines)
-    ]
+def plot_curves(
+    lines: list[dict[str, Any]],
+    baseline: Mapping[str, float],
+    path: Path,
+    names: Sequence[str] = ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "learning_rate"),
+) -> None:
+    """The named metrics that there are over the steps, with the baselines dashed."""
+    panels = [name for name in dict.fromkeys(names) if any(name in line for line in lines)]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6))
     for axis, name in zip(np.atleast_1d(axes), panels, strict=True):
         for split, style in (("train", {"alpha": 0.6}), ("held_out", {"marker": "o", "ms": 3})):

@@ -11,7 +11,7 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import optax
 from tqdm import tqdm
 
 from bert_jax import metrics as metrics_lib
-from bert_jax import sharding
+from bert_jax import optim, sharding
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import UserError
 from bert_jax.objectives.base import Batch, Mean, Objective
@@ -167,6 +167,35 @@ class Trainer:
             means["loss"] = dataclasses.replace(means["loss"], count=jnp.float32(1))
         means["grad_norm"] = Mean(optax.tree.norm(grads), jnp.float32(1))
         return grads, means
+
+
+def build_trainer(
+    config: Any, steps: int, objective: Objective, example: Mapping[str, np.ndarray],
+    frozen: Collection[str] = (),
+) -> Trainer:  # fmt: skip
+    """The objective with its optimiser on the mesh of a config.
+
+    config: batch_size, accumulation, learning_rate, warmup_steps, optimizer, mesh, seed.
+    frozen: top-level parts of the parameters that stay as they are.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    rows = config.batch_size // config.accumulation
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % config.accumulation or rows % shards:
+        raise UserError(
+            f"batch_size={config.batch_size} must divide by accumulation={config.accumulation} "
+            f"times the {shards} devices that share a batch"
+        )
+    rate = optim.learning_rate(
+        config.learning_rate, steps, config.warmup_steps, config.optimizer.decay_from
+    )
+    transform = optim.optimizer(config.optimizer, rate)
+    if frozen:
+        transform = optax.multi_transform(
+            {"trained": transform, "frozen": optax.set_to_zero()},
+            lambda params: {n: "frozen" if n in frozen else "trained" for n in params},
+        )
+    return Trainer(objective, transform, rate, mesh, example, config.seed, config.accumulation)
 
 
 def run(

@@ -7,12 +7,13 @@ serves training, scoring, prediction files and `bert_jax.load`, so it is stored 
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from bert_jax.data.buckets import eval_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
@@ -157,6 +158,26 @@ class Task(Protocol):
 
 
 E = TypeVar("E", bound=Example)
+
+
+def run_features(
+    predict: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
+    features: Sequence[Feature],
+    batch_size: int,
+    pad_id: int,
+    longest: int,
+) -> list[dict[str, np.ndarray]]:
+    """`predict` over all features in batches of similar length: an objective's outputs of each.
+
+    predict: a batch as of `data.buckets.collate` -> arrays [B, ...].
+    """
+    results: list[dict[str, np.ndarray]] = [{} for _ in features]
+    batches = eval_batches([feature.arrays for feature in features], batch_size, pad_id, longest)
+    for rows, batch in batches:
+        outputs = {name: np.asarray(value) for name, value in predict(batch).items()}
+        for row, index in enumerate(rows):
+            results[index] = {name: value[row] for name, value in outputs.items()}
+    return results
 
 
 def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:

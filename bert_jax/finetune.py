@@ -1,0 +1,292 @@
+"""Fine-tuning on a task, evaluation and prediction with a fine-tuned model.
+
+  python -m bert_jax.finetune --config=configs/finetune.py:task=mrpc \
+      --config.init_from=RUN --config.data=glue_data/MRPC --workdir=OUT
+
+Starts from a run of ours, a Hugging Face folder or a TF1 release; keeps the checkpoint that is best
+by the official dev metric; writes `results.json`, `report.md`, predictions and plots. The same
+command continues a run that was stopped or killed, to the bit. With `mode=eval` or `mode=predict`
+the model is the one in --workdir.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from bert_jax import errors, tasks, train, weights
+from bert_jax.checkpoint import has_checkpoint, load_params
+from bert_jax.config import encoder_config
+from bert_jax.data import buckets
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.models.body import Body
+from bert_jax.models.encoder import EncoderConfig, model_flops
+from bert_jax.task_report import Examples, write_results
+from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features, write_whole
+from bert_jax.workdir import prepare_workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the README.")
+_MAY_CHANGE = (
+    "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
+)  # fmt: skip
+_CUSTOM = {  # settings of a custom task, by family
+    "classification": ("text", "pair", "label", "kind"),
+    "choice": ("prompt", "endings", "label"),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise errors.UserError(
+            "both --config=configs/finetune.py:task=... and --workdir=FOLDER are needed"
+        )
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    # Any two starts of a run find its programs compiled.
+    jax.config.update(
+        "jax_compilation_cache_dir",
+        os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled")),
+    )
+    if config.mode == "train":
+        finetune(config, workdir)
+    else:
+        apply_model(config, workdir)
+
+
+def finetune(config: Any, workdir: Path) -> dict[str, Any]:
+    """Trains, evaluates and predicts; returns what is in `results.json`."""
+    task = build_task(config)
+    examples = read_splits(task, config)
+    task = task.fit(examples["train"])
+    model = open_initial(config)
+    encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
+    objective = task.objective(Body(encoder, config.features, config.bilstm, config.bilstm_width))
+    tokenizer, longest = model.tokenizer, config.max_length
+    features = task.featurise(examples["train"], tokenizer, longest, train=True)
+    dev = task.featurise(examples["dev"], tokenizer, longest, train=False)
+    phase = build_phase(config, encoder, features, tokenizer)
+    trainer = train.build_trainer(
+        config, phase.stop, objective, next(phase.batches(0, 1)),
+        frozen=["encoder"] if config.features else (),
+    )  # fmt: skip
+    begins = not has_checkpoint(workdir)
+    initial = initial_params(config, model, trainer) if begins else None
+    described = config.to_dict() | {
+        "model": dict(model.model),
+        "steps": phase.stop,
+        "train_features": _fingerprint(features),  # the order of batches is made of them
+    }
+    prepare_workdir(
+        workdir, described, _MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
+    )
+    if (workdir / "results.json").exists():
+        print((workdir / "report.md").read_text(encoding="utf-8"))
+        print(f"{workdir} is finished: nothing left to train")
+        return json.loads((workdir / "results.json").read_text())
+
+    predict = jax.jit(objective.predict)
+
+    def predictions(params: Any, examples: Sequence[Any], features: Sequence[Feature]) -> list[Any]:
+        outputs = run_features(
+            lambda batch: predict(params, trainer.put(batch)),
+            features, config.batch_size, tokenizer.pad_id, longest,
+        )  # fmt: skip
+        return task.decode(examples, features, outputs)
+
+    def evaluate(params: Any, phase: train.Phase) -> dict[str, float]:
+        return task.score(examples["dev"], predictions(params, examples["dev"], dev))
+
+    every = config.eval_every or max(1, round(phase.stop / max(config.epochs, 1)))
+    schedule = train.Schedule(
+        phase.stop, config.log_every, every, every, config.keep_checkpoints, best=task.metric
+    )
+    train.run(trainer, [phase], schedule, workdir, initial, evaluate)
+    best = load_params(workdir, trainer.abstract_state["params"])
+    facts = {
+        "steps": phase.stop,
+        "train_examples": len(examples["train"]),
+        "train_features": len(features),
+        "max_length": longest,
+        "parameters": sum(x.size for x in jax.tree.leaves(best)),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "padding": buckets.padding(
+            _lengths(features), config.batch_size, config.seed, phase.stop, longest
+        ),
+    }
+
+    def predict_examples(some: Sequence[Any]) -> list[Any]:
+        made = task.featurise(some, tokenizer, longest, train=False)
+        return predictions(best, some, made)
+
+    return write_results(workdir, workdir, task, examples, predict_examples, facts)
+
+
+def apply_model(config: Any, workdir: Path) -> dict[str, Any]:
+    """Evaluates or predicts with the model in the work directory; writes into MODE/ in it."""
+    if not (workdir / "task.json").exists():
+        raise errors.UserError(f"{workdir} holds no fine-tuned model (it has no task.json)")
+    model = weights.open_model(workdir)
+    task = tasks.from_dict(model.task or {})
+    if task.name != config.task:
+        raise errors.UserError(f"{workdir} was fine-tuned on {task.name}, not on {config.task}")
+    trained = json.loads((workdir / "config.json").read_text())
+    encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
+    body = Body(encoder, trained["features"], trained["bilstm"], trained["bilstm_width"])
+    predict = jax.jit(task.objective(body).predict)
+    params = jax.device_put(model.params)
+    examples = read_splits(task, config)
+
+    def predict_examples(some: Sequence[Any]) -> list[Any]:
+        longest = trained["max_length"]
+        features = task.featurise(some, model.tokenizer, longest, train=False)
+        outputs = run_features(
+            lambda batch: predict(params, batch),
+            features, config.batch_size, model.tokenizer.pad_id, longest,
+        )  # fmt: skip
+        return task.decode(some, features, outputs)
+
+    return write_results(workdir, workdir / config.mode, task, examples, predict_examples, {})
+
+
+def build_task(config: Any) -> Task:
+    """The row of the config's task, not yet fitted."""
+    custom = config.custom.to_dict()
+    names = ("family", *_CUSTOM.get(custom["family"], ()))
+    return tasks.get_task(config.task, {name: custom[name] for name in names})
+
+
+def read_splits(task: Task, config: Any) -> Examples:
+    """The splits that the config's mode needs, each at least one example long.
+
+    Raises: UserError: one that is needed is not there, or has nothing in it.
+    """
+    files = {name: config[name] for name in ("train", "dev", "test") if config[name]}
+    source = Source(config.data, files)
+    if not config.data and not files:
+        raise errors.UserError(
+            "--config.data=FOLDER is needed, or single files (--config.train, dev, test)"
+        )
+    wanted = {
+        "train": task.splits,
+        "eval": [split for split in task.splits if split.startswith("dev")],
+        "predict": [s for s in task.splits if s != "train" and not s.startswith("dev")],
+    }[config.mode]
+    examples = {split: found for split in wanted if (found := task.read(source, split)) is not None}
+    empty = [split for split, found in examples.items() if not found]
+    where = config.data or ", ".join(files.values())
+    if empty:
+        raise errors.UserError(f"{where}: the {empty[0]} split of {task.name} is empty")
+    if config.mode != "train":
+        if not examples:
+            raise errors.UserError(f"{where} has no split of {task.name} to {config.mode}")
+        return examples
+    if "train" not in examples:
+        raise errors.UserError(f"{where} has no train split of {task.name}; --config.train=FILE")
+    if config.train_examples:
+        examples["train"] = examples["train"][: config.train_examples]
+    if "dev" not in examples:
+        if not config.dev_share:
+            raise errors.UserError(
+                f"{where} has no dev split of {task.name}: give --config.dev=FILE, or "
+                "--config.dev_share=0.1 to hold out a tenth of the training examples"
+            )
+        examples["train"], examples["dev"] = hold_out(examples["train"], config.dev_share)
+    return examples
+
+
+def open_initial(config: Any) -> weights.Pretrained:
+    """The model to start from, with the config's dropout and new tokens."""
+    if not config.init_from:
+        raise errors.UserError(
+            "--config.init_from=FOLDER is needed: a pre-trained model (with "
+            "--config.from_scratch=true only its sizes and vocabulary are used)"
+        )
+    model = weights.open_model(config.init_from)
+    if config.add_tokens:
+        tokens = weights.read_tokens(Path(config.add_tokens))
+        model = weights.add_tokens(model, tokens, config.seed)
+    rates = {"hidden_dropout": config.dropout, "attention_dropout": config.dropout}
+    model = dataclasses.replace(model, model={**model.model, **rates})
+    positions = model.model["max_positions"]
+    if config.max_length > positions:
+        raise errors.UserError(
+            f"max_length={config.max_length} is over the {positions} positions of "
+            f"{config.init_from}"
+        )
+    return model
+
+
+def build_phase(
+    config: Any, encoder: EncoderConfig, features: Sequence[Feature], tokenizer: Tokenizer
+) -> train.Phase:
+    """The one phase of fine-tuning: `epochs` passes over the features (windows of long texts)."""
+    if not features:
+        raise errors.UserError("nothing of the training examples can be learnt from")
+    steps = max(1, int(len(features) / config.batch_size * config.epochs))
+    arrays = [feature.arrays for feature in features]
+
+    def batches(start: int, stop: int):
+        return buckets.train_batches(
+            arrays, config.batch_size, config.seed, steps, tokenizer.pad_id, config.max_length,
+            start, stop,
+        )  # fmt: skip
+
+    def flops(batch: Mapping[str, Any]) -> float:
+        *rows, width = batch["tokens"].shape
+        return model_flops(encoder, int(np.prod(rows)), width, 0)
+
+    return train.Phase(0, steps, config.max_length, flops, batches, lambda: ())
+
+
+def initial_params(config: Any, model: weights.Pretrained, trainer: train.Trainer) -> Any:
+    """The parameters to start from, on the mesh; says what of them is new."""
+    fresh = trainer.init()["params"]
+    if config.from_scratch:
+        print("from scratch: all parameters are new, from random", file=sys.stderr)
+        return fresh
+    params, new, unused = weights.merge(fresh, model.params)
+    layers = model.model["layers"]
+    for layer in range(layers - config.reinit_layers, layers):
+        params["encoder"][f"layer_{layer}"] = fresh["encoder"][f"layer_{layer}"]
+        new = [*new, f"encoder/layer_{layer}"]
+    if config.reinit_layers and "pooler" in params and "pooler" not in new:
+        params["pooler"], new = fresh["pooler"], [*new, "pooler"]
+    print(
+        f"from {config.init_from}; new, from random: {', '.join(new) or 'nothing'}; "
+        f"not used: {', '.join(unused) or 'nothing'}",
+        file=sys.stderr,
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, trainer.abstract_state["params"])
+    return jax.device_put(params, shardings)
+
+
+def write_task(folder: Path, task: Task) -> None:
+    """Stores the row of the task, with the label names, for whoever uses the model."""
+    text = json.dumps(tasks.to_dict(task), indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "task.json", text)
+
+
+def _lengths(features: Sequence[Feature]) -> np.ndarray:
+    return np.array([feature.arrays["tokens"].shape[-1] for feature in features])
+
+
+def _fingerprint(features: Sequence[Feature]) -> str:
+    digest = hashlib.sha256()
+    for feature in features:
+        for name, value in sorted(feature.arrays.items()):
+            digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,42 @@
+"""The official metrics of a prediction file, as JSON.
+
+  python -m bert_jax.score --task=squad2 --gold=dev-v2.0.json --predictions=predictions.json
+
+Prediction files are those that fine-tuning writes, or the official scorers read.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from bert_jax import errors, tasks
+from bert_jax.tasks.base import Source
+
+_TASK = flags.DEFINE_string("task", None, "A task's name, or the task.json of a fine-tuned model.")
+_GOLD = flags.DEFINE_string("gold", None, "The official file with the right answers.")
+_PREDICTIONS = flags.DEFINE_string("predictions", None, "The file with the predictions.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if not (_TASK.value and _GOLD.value and _PREDICTIONS.value):
+        raise errors.UserError("--task=NAME, --gold=FILE and --predictions=FILE are needed")
+    if _TASK.value.endswith(".json"):
+        path = Path(_TASK.value)
+        if not path.is_file():
+            raise errors.UserError(f"{path} does not exist")
+        task = tasks.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    else:
+        task = tasks.get_task(_TASK.value)
+    examples = task.read(Source(files={"dev": _GOLD.value}), "dev")
+    path = Path(_PREDICTIONS.value)
+    if not path.is_file():
+        raise errors.UserError(f"--predictions={path} does not exist")
+    predictions = task.read_predictions(path, examples or [])
+    print(json.dumps(task.score(examples or [], predictions), indent=2))
+
+
+if __name__ == "__main__":
+    errors.run(main)
