@@ -1,0 +1,243 @@
+"""Choice: one of several endings of a prompt.
+
+Sources: BERT paper, section 4.4 (one sequence for each ending: sentence A is what is given,
+sentence B the ending); SWAG (rowanz/swagaf: columns, prediction file); CODAH (full_data.tsv).
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.models.body import Body
+from bert_jax.objectives.finetuning import Choose
+from bert_jax.tasks import rows
+from bert_jax.tasks.base import Feature, Source, write_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A prompt and its endings; label: the number of the right one, or None."""
+
+    id: str
+    prompt: str
+    endings: tuple[str, ...]
+    label: int | None = None
+    where: str = ""
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A table with a prompt, endings and the right one in columns.
+
+    train, dev, test: names of the files of the splits. columns: of files without a header.
+    lead: the column with what every ending begins with. labels: names of the endings in the label
+    column, in their order. group: the column of what must not be split; by default the prompt.
+    """
+
+    name: str
+    prompt: str = "prompt"
+    endings: tuple[str, ...] = ("ending0", "ending1", "ending2", "ending3")
+    label: str = "label"
+    labels: tuple[str, ...] = ("0", "1", "2", "3")
+    lead: str = ""
+    group: str = ""
+    columns: tuple[str, ...] = ()
+    train: tuple[str, ...] = ("train.tsv", "train.csv", "train.jsonl")
+    dev: tuple[str, ...] = ("dev.tsv", "dev.csv", "dev.jsonl")
+    test: tuple[str, ...] = ("test.tsv", "test.csv", "test.jsonl")
+
+    splits = ("train", "dev", "test")
+    metric = "accuracy"
+
+    @classmethod
+    def custom(cls, **settings: str) -> "Choice":
+        """A user's own table; settings: prompt, endings, label, labels, lead, group.
+
+        endings and labels are separated by commas; labels are numbers from 0 by default, and the
+        text of the ending itself is one too.
+
+        Raises: UserError: an unknown setting, fewer than two endings, or not a label for each.
+        """
+        known = ("prompt", "endings", "label", "labels", "lead", "group")
+        for name in settings:
+            if name not in known:
+                raise UserError(f"custom.{name} is no setting of choice; known: {', '.join(known)}")
+        fields: dict[str, Any] = {name: text for name, text in settings.items() if text}
+        for name in {"endings", "labels"} & fields.keys():
+            fields[name] = tuple(part.strip() for part in fields[name].split(","))
+        endings = fields.get("endings", cls.endings)
+        fields.setdefault("labels", tuple(map(str, range(len(endings)))))
+        if len(endings) < 2 or len(fields["labels"]) != len(endings):
+            raise UserError(
+                f"custom.endings names {len(endings)} columns and custom.labels "
+                f"{len(fields['labels'])} labels; it takes two or more, as many of each"
+            )
+        return cls("custom", **fields)
+
+    def read(self, source: Source, split: str) -> list[Question] | None:
+        """The questions of a split."""
+        if source.tfds:
+            named = rows.read_tfds(source.tfds, "validation" if split == "dev" else split)
+            table = named and ((where, rows.flat(row)) for where, row in named)
+        else:
+            path = source.find(split, getattr(self, split))
+            table = path and rows.read_rows(path, self.columns or None)
+        if table is None:
+            return None
+        return [self._question(number, row) for number, row in enumerate(table)]
+
+    def _question(self, number: int, row: rows.Row) -> Question:
+        where, fields = row
+        prompt = rows.column(row, self.prompt).strip()
+        lead = rows.column(row, self.lead).strip() if self.lead else ""
+        endings = tuple(rows.column(row, name).strip() for name in self.endings)
+        if not prompt:
+            raise UserError(f"{where}: the column {self.prompt!r} is empty")
+        for name, ending in zip(self.endings, endings, strict=True):
+            if not ending:
+                raise UserError(f"{where}: the column {name!r} is empty")
+        return Question(
+            id=str(number),
+            prompt=prompt,
+            endings=tuple(f"{lead} {ending}".lstrip() for ending in endings),
+            label=self._label(where, fields.get(self.label, "").strip(), endings),
+            where=where,
+            group=rows.column(row, self.group) if self.group else prompt,
+        )
+
+    def _label(self, where: str, text: str, endings: Sequence[str]) -> int | None:
+        if not text:
+            return None
+        for names in (self.labels, endings):
+            if text in names:
+                return names.index(text)
+        raise UserError(
+            f"{where}: the label {text!r} is neither one of {', '.join(self.labels)} "
+            "nor one of the endings"
+        )
+
+    def fit(self, examples: Sequence[Question]) -> "Choice":
+        """The task itself, after a check of the labels."""
+        for example in examples:
+            if example.label is None:
+                raise UserError(
+                    f"{example.where}: a training file needs a label in its column {self.label!r}"
+                )
+        if len({example.label for example in examples}) < 2:
+            raise UserError(
+                f"{examples[0].where}: every label is {examples[0].label}: nothing to learn"
+            )
+        return self
+
+    def featurise(
+        self, examples: Sequence[Question], tokenizer: Tokenizer, max_length: int, train: bool
+    ) -> list[Feature]:
+        """[CLS] prompt [SEP] ending [SEP] of each ending, padded to the longest of the question.
+
+        Of what is too long the beginning of the prompt goes first, as the ending follows from its
+        end; then the end of the ending.
+        """
+        prompts = tokenizer.encode_batch([example.prompt for example in examples])
+        texts = [ending for example in examples for ending in example.endings]
+        endings = iter(tokenizer.encode_batch(texts))
+        features = []
+        for place, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
+            pairs = []
+            for _ in example.endings:
+                second = next(endings)[: max_length - 3]
+                first = prompt[max(len(prompt) + len(second) - (max_length - 3), 0) :]
+                pairs.append(
+                    (
+                        [tokenizer.cls_id, *first, tokenizer.sep_id],
+                        [*second, tokenizer.sep_id],
+                    )
+                )
+            lengths = np.array([len(first) + len(second) for first, second in pairs], np.int32)
+            tokens = np.full((len(pairs), lengths.max()), tokenizer.pad_id, np.int32)
+            segments = np.zeros_like(tokens)
+            for row, (first, second) in enumerate(pairs):
+                tokens[row, : lengths[row]] = first + second
+                segments[row, len(first) : lengths[row]] = 1
+            arrays = {"tokens": tokens, "segments": segments, "lengths": lengths}
+            if train and example.label is not None:
+                arrays["label"] = np.array(example.label, np.int32)
+            features.append(Feature(arrays, place))
+        return features
+
+    def objective(self, body: Body) -> Choose:
+        return Choose(body)
+
+    def decode(
+        self,
+        examples: Sequence[Question],
+        features: Sequence[Feature],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> list[int]:
+        """The number of the likeliest ending."""
+        return [int(np.argmax(output["logits"])) for output in outputs]
+
+    def score(self, examples: Sequence[Question], predictions: Sequence[int]) -> dict[str, float]:
+        """{"accuracy"}."""
+        unlabelled = next((e.where for e in examples if e.label is None), None)
+        if unlabelled:
+            raise UserError(f"{unlabelled}: without a label there is no score")
+        right = [e.label == p for e, p in zip(examples, predictions, strict=True)]
+        return {"accuracy": sum(right) / len(right)}
+
+    def baseline(self, train: Sequence[Question], examples: Sequence[Question]) -> list[int]:
+        """The most frequent label."""
+        counts = collections.Counter(e.label for e in train if e.label is not None)
+        return [counts.most_common(1)[0][0]] * len(examples)
+
+    def write(
+        self, folder: Path, split: str, examples: Sequence[Question], predictions: Sequence[int]
+    ) -> list[Path]:
+        """SPLIT_predictions.csv: number of the row and its label, as SWAG's released code does."""
+        lines = [",pred", *(f"{e.id},{self.labels[p]}" for e, p in zip(examples, predictions))]
+        text = "".join(line + "\n" for line in lines)
+        return [write_whole(folder / f"{split}_predictions.csv", text)]
+
+    def read_predictions(self, path: Path, examples: Sequence[Question]) -> list[int]:
+        """The column `pred` of such a file.
+
+        Raises: UserError: other labels, or another number of rows.
+        """
+        predictions = []
+        for row in rows.read_rows(path):
+            text = rows.column(row, "pred").strip()
+            if text not in self.labels:
+                raise UserError(f"{row[0]}: {text!r} is none of {', '.join(self.labels)}")
+            predictions.append(self.labels.index(text))
+        if len(predictions) != len(examples):
+            raise UserError(f"{path}: {len(predictions)} predictions for {len(examples)} questions")
+        return predictions
+
+    def plot(self, path: Path, examples: Sequence[Question], predictions: Sequence[int]) -> None:
+        """None: a choice has no classes to confuse."""
+
+
+TASKS = (
+    Choice(
+        "swag",
+        prompt="sent1",
+        lead="sent2",
+        group="video-id",
+        train=("train.csv",),
+        dev=("val.csv",),
+        test=("test.csv",),
+    ),
+    Choice(
+        "codah",
+        columns=("category", "prompt", "ending0", "ending1", "ending2", "ending3", "label"),
+        train=("full_data.tsv",),
+        dev=(),
+        test=(),
+    ),
+)

@@ -1,0 +1,243 @@
+"""CoNLL columns: tagged sentences in files, tagging schemes, and the scores of conlleval.
+
+Sources: the shared tasks of CoNLL-2000 and CoNLL-2003 (their formats and `conlleval`), WNUT 2017,
+KLUE-NER 1.1 (characters as rows, `##` headers). Tags are IOB2 everywhere inside: `O`, `B-TYPE` at
+the start of every entity, `I-TYPE` within it.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from bert_jax.errors import UserError
+
+Tags = Sequence[str]
+
+# First letters of IOB1, IOB2, BIOES and BILOU in IOB2.
+_LETTERS = {"B": "B", "S": "B", "U": "B", "I": "I", "E": "I", "L": "I"}
+_TAG = re.compile(r"O|[BIESLU]-.+")
+_DOCUMENT = "-DOCSTART-"
+_HEADER = "##"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+    """A sentence.
+
+    words: its words; of running text (KLUE), its characters. tags: IOB2, one a word, or None.
+    where: `file:line` of the first word; the others follow, a line each. group: its document.
+    """
+
+    id: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
+    where: str = ""
+    group: str = ""
+
+    def where_word(self, place: int) -> str:
+        """Where a word was read."""
+        file, _, line = self.where.rpartition(":")
+        return f"{file}:{int(line) + place}" if line.isdigit() and file else self.where
+
+
+def read_sentences(path: Path, joined: bool = False) -> list[Sentence]:
+    """The sentences of a file: the first column is the word, the last the tag.
+
+    With one column only, sentences have no tags. Columns are between tabs, or else white space.
+
+    Args:
+      joined: `##` lines are comments and headers (`## ID<TAB>text`).
+
+    Raises:
+      UserError: not UTF-8, no sentences, lines of different numbers of columns, or not tags.
+    """
+    sentences = []
+    width = 0
+    for name, document, block in _blocks(path, joined):
+        for number, columns in block:
+            width = width or len(columns)
+            if len(columns) != width:
+                raise UserError(
+                    f"{path}:{number}: {len(columns)} columns, where the lines above have {width}; "
+                    "each line must hold a word and its tag, with a blank line after a sentence"
+                )
+        tags = None
+        if width > 1:
+            for number, columns in block:
+                if not _TAG.fullmatch(columns[-1]):
+                    raise _not_a_tag(path, number, columns[-1])
+            tags = to_iob2([columns[-1] for _, columns in block])
+        sentences.append(
+            Sentence(
+                id=name or str(len(sentences)),
+                words=tuple(columns[0] for _, columns in block),
+                tags=tags,
+                where=f"{path}:{block[0][0]}",
+                group=f"{path.name}#{document}" if document else "",
+            )
+        )
+    if not sentences:
+        raise UserError(f"{path} holds no sentences")
+    return sentences
+
+
+def read_tags(
+    path: Path, sentences: Sequence[Sentence], joined: bool = False
+) -> list[tuple[str, ...]]:
+    """The last column of a file with the same words as `sentences`, in the scheme it has.
+
+    Raises: UserError where it has other sentences, or something else than tags.
+    """
+    blocks = [block for _, _, block in _blocks(path, joined)]
+    for sentence, block in zip(sentences, blocks, strict=False):
+        if len(block) != len(sentence.words):
+            raise UserError(
+                f"{path}:{block[0][0]}: a sentence of {len(block)} words, where {sentence.where} "
+                f"has {len(sentence.words)}: these are not predictions for that file"
+            )
+        for number, columns in block:
+            if not _TAG.fullmatch(columns[-1]):
+                raise _not_a_tag(path, number, columns[-1])
+    if len(blocks) != len(sentences):
+        raise UserError(f"{path}: {len(blocks)} sentences, where there should be {len(sentences)}")
+    return [tuple(columns[-1] for _, columns in block) for block in blocks]
+
+
+def to_iob2(tags: Tags) -> tuple[str, ...]:
+    """Tags of any scheme (IOB1, IOB2, BIOES, BILOU) as IOB2."""
+    known = [tag if tag == "O" else _LETTERS[tag[0]] + tag[1:] for tag in tags]
+    result = ["O"] * len(tags)
+    for kind, start, end in chunks(known):
+        result[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+    return tuple(result)
+
+
+def chunks(tags: Tags, strict: bool = False) -> list[tuple[str, int, int]]:
+    """Entities (type, start, end) of a sentence in IOB1 or IOB2.
+
+    As in conlleval an entity begins at any B, and at an I that does not continue one of its type;
+    `strict` (seqeval's IOB2, KLUE): at a B only, and a stray I is outside.
+    """
+    found, kind, start = [], "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        letter, _, new = tag.partition("-")
+        if letter == "I" and new == kind:
+            continue
+        if kind:
+            found.append((kind, start, place))
+        kind, start = "" if strict and letter == "I" else new, place
+    return found
+
+
+@dataclasses.dataclass
+class Counts:
+    """Entities: in the gold tags, found by the prediction, and both (same span and type)."""
+
+    gold: int = 0
+    found: int = 0
+    correct: int = 0
+
+    @property
+    def precision(self) -> float:
+        return self.correct / self.found if self.found else 0.0
+
+    @property
+    def recall(self) -> float:
+        return self.correct / self.gold if self.gold else 0.0
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.correct / (self.gold + self.found) if self.correct else 0.0
+
+
+def count(
+    gold: Sequence[Tags], predicted: Sequence[Tags], strict: bool = False
+) -> dict[str, Counts]:
+    """Counts of each type in either, sorted by type. Source: conlleval of CoNLL-2000."""
+    counts: dict[str, Counts] = collections.defaultdict(Counts)
+    for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
+        true, found = set(chunks(gold_tags, strict)), set(chunks(predicted_tags, strict))
+        for field, entities in (("gold", true), ("found", found), ("correct", true & found)):
+            for kind, _, _ in entities:
+                setattr(counts[kind], field, getattr(counts[kind], field) + 1)
+    return dict(sorted(counts.items()))
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """All types together."""
+    rows = [dataclasses.astuple(row) for row in counts]
+    return Counts(*(sum(column) for column in zip(*rows, strict=True)))
+
+
+def accuracy(gold: Sequence[Tags], predicted: Sequence[Tags]) -> float:
+    """The share of words with the right tag."""
+    pairs = [p for g, t in zip(gold, predicted, strict=True) for p in zip(g, t, strict=True)]
+    return sum(a == b for a, b in pairs) / max(len(pairs), 1)
+
+
+def character_f1(gold: Sequence[Tags], predicted: Sequence[Tags], labels: Sequence[str]) -> float:
+    """KLUE's character-level macro F1: the mean of the F1 of every tag, O among them.
+
+    Source: KLUE-baseline, `klue_ner_char_macro_f1`: a tag that occurs nowhere counts as 1, and
+    [CLS] and [SEP] of every sentence count as O (here, as rightly predicted).
+    """
+    right: collections.Counter[str] = collections.Counter(O=2 * len(gold))
+    either = collections.Counter(O=4 * len(gold))  # in the gold tags + in the predictions
+    for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
+        right.update(a for a, b in zip(gold_tags, predicted_tags, strict=True) if a == b)
+        either.update([*gold_tags, *predicted_tags])
+    return sum(2 * right[t] / either[t] if either[t] else 1.0 for t in labels) / len(labels)
+
+
+def report(gold: Sequence[Tags], predicted: Sequence[Tags]) -> str:
+    """The table that conlleval prints."""
+    counts = count(gold, predicted)
+    every = total(counts.values())
+    rows = [("", every, ""), *((kind, row, f"  {row.found}") for kind, row in counts.items())]
+    lines = [
+        f"processed {sum(map(len, gold))} tokens with {every.gold} phrases; "
+        f"found: {every.found} phrases; correct: {every.correct}."
+    ]
+    for kind, row, found in rows:
+        start = f"{kind:>17}" if kind else f"accuracy: {100 * accuracy(gold, predicted):6.2f}%"
+        lines.append(
+            f"{start}{':' if kind else ';'} precision: {100 * row.precision:6.2f}%; "
+            f"recall: {100 * row.recall:6.2f}%; FB1: {100 * row.f1:6.2f}{found}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _blocks(path: Path, headers: bool) -> Iterator[tuple[str, int, list[tuple[int, list[str]]]]]:
+    """(id, number of the document, [(line number, columns)]) of each sentence.
+
+    The id is "" without a header; the number is 0 where the file marks no documents.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # either line end, BOM or not
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8; convert the file, with iconv for example") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    name, document = "", 0
+    block: list[tuple[int, list[str]]] = []
+    for number, line in enumerate([*lines, ""], 1):
+        if headers and line.startswith(_HEADER):
+            name = line[len(_HEADER) :].split("\t")[0].strip()
+            continue
+        marks_document = line.startswith(_DOCUMENT)
+        if line.strip("\t ") and not marks_document:
+            line = line.rstrip("\t ")
+            block.append((number, line.split("\t") if "\t" in line else line.split()))
+            continue
+        if block:
+            yield name, document, block
+        block = []
+        document += marks_document
+
+
+def _not_a_tag(path: Path, number: int, text: str) -> UserError:
+    return UserError(
+        f"{path}:{number}: {text!r} is not a tag (O, B-TYPE or I-TYPE); the last column holds tags"
+    )

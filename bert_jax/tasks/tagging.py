@@ -1,0 +1,374 @@
+"""Tagging: an entity tag for each word, or for each character of running text.
+
+Sources: BERT paper, section 5.3 (a label on the first piece of each word, no CRF, "the maximal
+document context provided by the data"); KLUE-baseline `klue_ner.py` (character-level tags: a piece
+has the tag of its first character).
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.models.body import Body
+from bert_jax.objectives.finetuning import Tag
+from bert_jax.tasks import conll, rows
+from bert_jax.tasks.base import Feature, Source, write_whole
+from bert_jax.tasks.conll import Sentence
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+_Unit = tuple[int, int, int]  # place of a piece; first word and end of the words that it tags
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagging:
+    """A tagging data set in CoNLL columns.
+
+    train, dev, test: names of the files of the splits. joined: the "words" are the characters of
+    running text. document_context: each sentence is read with what stands around it in its
+    document, up to the longest input, where the files mark documents; a batch then costs more.
+    labels: tags in the order of the classes, O first; found by `fit`.
+    """
+
+    name: str
+    train: tuple[str, ...] = ("train.txt", "train.conll")
+    dev: tuple[str, ...] = ("dev.txt", "dev.conll", "valid.txt")
+    test: tuple[str, ...] = ("test.txt", "test.conll")
+    joined: bool = False
+    document_context: bool = False
+    labels: tuple[str, ...] = ()
+
+    splits = ("train", "dev", "test")
+
+    @classmethod
+    def custom(cls, **settings: Any) -> "Tagging":
+        """A user's own files; settings: joined, document_context.
+
+        Raises: UserError: an unknown setting.
+        """
+        known = ("joined", "document_context")
+        for name in settings:
+            if name not in known:
+                raise UserError(
+                    f"custom.{name} is no setting of tagging; known: {', '.join(known)}"
+                )
+        return cls("custom", **settings)
+
+    @property
+    def metric(self) -> str:
+        """F1 as conlleval counts it; of running text, KLUE's mean over the types."""
+        return "entity_macro_f1" if self.joined else "f1"
+
+    def read(self, source: Source, split: str) -> list[Sentence] | None:
+        """The sentences of a split; of TFDS: columns `tokens` and `ner`, as in conll2003."""
+        if source.tfds:
+            table = rows.read_tfds(source.tfds, split)
+            return None if table is None else [_from_tfds(where, row) for where, row in table]
+        path = source.find(split, getattr(self, split))
+        return None if path is None else conll.read_sentences(path, self.joined)
+
+    def fit(self, examples: Sequence[Sentence]) -> "Tagging":
+        """The task with B- and I- of every type that occurs."""
+        untagged = next((e.where for e in examples if e.tags is None), None)
+        if untagged:
+            raise UserError(f"{untagged}: a training file needs tags in its last column")
+        found = {tag for example in examples for tag in example.tags or ()}
+        if len(found) < 2:
+            raise UserError(f"all words have the tag {', '.join(found)}: there is nothing to learn")
+        kinds = sorted({tag[2:] for tag in found if tag != "O"})
+        labels = ("O", *(f"{letter}-{kind}" for kind in kinds for letter in "BI"))
+        return dataclasses.replace(self, labels=labels)
+
+    def featurise(
+        self, examples: Sequence[Sentence], tokenizer: Tokenizer, max_length: int, train: bool
+    ) -> list[Feature]:
+        """A window of pieces for each sentence; several that overlap for one that is too long.
+
+        With `train`, "token_labels" int32[S], -1 where a position has none. `info` is int[n, 3]:
+        position, first word and end of the words that it tags; a word occurs in one window only.
+        """
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        for example in examples:
+            for place, tag in enumerate(example.tags or ()):
+                if tag not in numbers:
+                    raise UserError(
+                        f"{example.where_word(place)}: the tag {tag!r} is not in the training "
+                        f"data; it has {', '.join(self.labels)}"
+                    )
+        pieces = _pieces_of_text if self.joined else _pieces_of_words
+        features = []
+        for place, stream, begin, units in self._streams(examples, pieces(examples, tokenizer)):
+            tags = examples[place].tags
+            for start, kept in _windows(begin, units, len(stream), max_length - 2):
+                ids = stream[start : start + max_length - 2]
+                tokens = np.array([tokenizer.cls_id, *ids, tokenizer.sep_id], np.int32)
+                arrays = {"tokens": tokens, "segments": np.zeros_like(tokens)}
+                info = np.array([(p + 1 - start, first, end) for p, first, end in kept])
+                info = info.reshape(-1, 3).astype(np.int32)
+                if train and tags is not None:
+                    arrays["token_labels"] = np.full(len(tokens), -1, np.int32)
+                    arrays["token_labels"][info[:, 0]] = [numbers[tags[w]] for w in info[:, 1]]
+                features.append(Feature(arrays, place, info))
+        return features
+
+    def _streams(
+        self, examples: Sequence[Sentence], pieces: Sequence[tuple[list[int], list[_Unit]]]
+    ) -> Iterator[tuple[int, list[int], range, list[_Unit]]]:
+        """Of each sentence: its number, ids of its document, its range in them, units in them."""
+        context = self.document_context
+
+        def document(place: int) -> str | int:
+            return (context and examples[place].group) or place
+
+        for _, places in itertools.groupby(range(len(examples)), key=document):
+            stream: list[int] = []
+            found = []
+            for place in places:
+                ids, units = pieces[place]
+                begin = len(stream)
+                moved = [(begin + p, first, end) for p, first, end in units]
+                stream += ids
+                found.append((place, range(begin, len(stream)), moved))
+            for place, inside, moved in found:
+                yield place, stream, inside, moved
+
+    def objective(self, body: Body) -> Tag:
+        return Tag(body, len(self.labels))
+
+    def decode(
+        self,
+        examples: Sequence[Sentence],
+        features: Sequence[Feature],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> list[tuple[str, ...]]:
+        """The likeliest tag of each word.
+
+        The characters of a piece share its tag, I after the first. What no piece holds (spaces)
+        is inside where the entity goes on behind it, as in KLUE.
+        """
+        result: list[list[str | None]] = [[None] * len(example.words) for example in examples]
+        for feature, output in zip(features, outputs, strict=True):
+            best = np.argmax(output["logits"][feature.info[:, 0]], axis=-1)
+            for number, (_, first, end) in zip(best, feature.info, strict=True):
+                tag = self.labels[number]
+                inside = tag if tag == "O" else f"I-{tag[2:]}"
+                result[feature.example][first:end] = [tag] + [inside] * (end - first - 1)
+        return [_filled(tags) for tags in result]
+
+    def _scored(
+        self, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]
+    ) -> tuple[list[conll.Tags], list[conll.Tags]]:
+        """Gold and predicted tags of all that counts: of running text, all but spaces (KLUE)."""
+        gold: list[conll.Tags] = []
+        predicted: list[conll.Tags] = []
+        for example, tags in zip(examples, predictions, strict=True):
+            if example.tags is None:
+                raise UserError(f"{example.where}: without gold tags there is no score")
+            chosen = [not self.joined or word != " " for word in example.words]
+            gold.append(list(itertools.compress(example.tags, chosen)))
+            predicted.append(list(itertools.compress(tags, chosen)))
+        return gold, predicted
+
+    def score(
+        self, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]
+    ) -> dict[str, float]:
+        """What conlleval counts: f1, precision, recall, accuracy, and f1_TYPE of each type.
+
+        Of running text also KLUE's entity_macro_f1 (mean over the types of either, strict IOB2)
+        and char_macro_f1.
+        """
+        gold, predicted = self._scored(examples, predictions)
+        counts = conll.count(gold, predicted)
+        every = conll.total(counts.values())
+        scores = {"f1": every.f1, "precision": every.precision, "recall": every.recall}
+        scores["accuracy"] = conll.accuracy(gold, predicted)
+        if self.joined:
+            strict = conll.count(gold, predicted, strict=True).values()
+            scores["entity_macro_f1"] = sum(row.f1 for row in strict) / max(len(strict), 1)
+            labels = self.labels or sorted(set(itertools.chain(*gold, *predicted)))
+            scores["char_macro_f1"] = conll.character_f1(gold, predicted, labels)
+        return {**scores, **{f"f1_{kind}": row.f1 for kind, row in counts.items()}}
+
+    def report(self, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]) -> str:
+        """The table that conlleval prints."""
+        return conll.report(*self._scored(examples, predictions))
+
+    def baseline(
+        self, train: Sequence[Sentence], examples: Sequence[Sentence]
+    ) -> list[tuple[str, ...]]:
+        """The most frequent tag of each word in training, O for others."""
+        seen: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        for example in train:
+            for word, tag in zip(example.words, example.tags or (), strict=True):
+                seen[word][tag] += 1
+        usual = {word: counts.most_common(1)[0][0] for word, counts in seen.items()}
+        return [tuple(usual.get(word, "O") for word in example.words) for example in examples]
+
+    def write(
+        self,
+        folder: Path,
+        split: str,
+        examples: Sequence[Sentence],
+        predictions: Sequence[conll.Tags],
+    ) -> list[Path]:
+        """SPLIT_predictions.conll: word, gold tag where there is one, predicted tag.
+
+        conlleval reads it as it is; of running text, where words may be spaces, tabs separate.
+        """
+        lines = []
+        for example, tags in zip(examples, predictions, strict=True):
+            columns = [example.words, *([example.tags] if example.tags else []), tags]
+            separator = "\t" if self.joined else " "
+            lines += [separator.join(row) for row in zip(*columns, strict=True)] + [""]
+        path = folder / f"{split}_predictions.conll"
+        return [write_whole(path, "".join(line + "\n" for line in lines))]
+
+    def read_predictions(self, path: Path, examples: Sequence[Sentence]) -> list[tuple[str, ...]]:
+        """The last column of a CoNLL file with the same sentences."""
+        return conll.read_tags(path, examples, self.joined)
+
+    def plot(
+        self, path: Path, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]
+    ) -> Path:
+        """Types of gold entities against the types predicted for the same spans."""
+        gold, predicted = self._scored(examples, predictions)
+        pairs: collections.Counter[tuple[str, str]] = collections.Counter()
+        for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
+            true, found = (
+                {(start, end): kind for kind, start, end in conll.chunks(tags)}
+                for tags in (gold_tags, predicted_tags)
+            )
+            pairs.update(
+                (true.get(span, "spurious"), found.get(span, "missed")) for span in true | found
+            )
+        kinds = sorted({kind for pair in pairs for kind in pair} - {"spurious", "missed"})
+        sides = [*kinds, "spurious"], [*kinds, "missed"]
+        table = np.array([[pairs[a, b] for b in sides[1]] for a in sides[0]])
+        shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+        size = 2 + 0.6 * len(kinds)
+        figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), number in np.ndenumerate(table):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(number), ha="center", va="center", color=colour)
+        axes.set_xticks(range(len(sides[1])), sides[1], rotation=45, ha="right")
+        axes.set_yticks(range(len(sides[0])), sides[0])
+        axes.set(title=self.name, xlabel="predicted", ylabel="gold")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")
+        plt.close(figure)
+        return path
+
+
+def _from_tfds(where: str, row: Mapping[str, Any]) -> Sentence:
+    if "tokens" not in row or "ner" not in row:
+        raise UserError(
+            f"{where}: no columns tokens and ner, but {', '.join(row)}: is it a tagging data set?"
+        )
+    return Sentence(where, tuple(row["tokens"]), conll.to_iob2(row["ner"]), where)
+
+
+def _pieces_of_words(
+    examples: Sequence[Sentence], tokenizer: Tokenizer
+) -> list[tuple[list[int], list[_Unit]]]:
+    """Of each sentence: its ids, and the first piece of each word as its unit."""
+    words = tokenizer.encode_batch([word for example in examples for word in example.words])
+    encoded = iter(words)
+    result = []
+    for example in examples:
+        ids: list[int] = []
+        units = []
+        for place in range(len(example.words)):
+            units.append((len(ids), place, place + 1))
+            ids += next(encoded) or [tokenizer.unk_id]  # control characters alone give no piece
+        result.append((ids, units))
+    return result
+
+
+def _pieces_of_text(
+    examples: Sequence[Sentence], tokenizer: Tokenizer
+) -> list[tuple[list[int], list[_Unit]]]:
+    """Of each sentence: its ids, and every piece that begins a new character as a unit."""
+    texts = ["".join(example.words) for example in examples]
+    encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
+    result = []
+    for example, text, encoding in zip(examples, texts, encodings, strict=True):
+        words = [place for place, word in enumerate(example.words) for _ in word]
+        units = []
+        covered = 0  # several pieces can share a character, which the first of them tags
+        for place, (start, end) in enumerate(encoding.offsets):
+            while start < end and text[start].isspace():  # unigram pieces begin with the space
+                start += 1
+            if start < end and words[end - 1] >= covered:
+                units.append((place, max(words[start], covered), words[end - 1] + 1))
+                covered = words[end - 1] + 1
+        result.append((encoding.ids, units))
+    return result
+
+
+def _windows(
+    inside: range, units: Sequence[_Unit], total: int, room: int
+) -> Iterator[tuple[int, list[_Unit]]]:
+    """Windows of `room` places of a stream of `total`: their starts, and the units they tag.
+
+    The sentence lies at `inside`. One that fits is in the middle of its window, as far as the
+    stream goes. Else windows begin every half room, and each unit is tagged where it has the most
+    context on its poorer side.
+    """
+    if len(inside) <= room:
+        start = inside.start - (room - len(inside)) // 2
+        yield max(min(start, total - room), 0), list(units)
+        return
+    starts = [*range(inside.start, inside.stop - room, max(room // 2, 1)), inside.stop - room]
+    kept: dict[int, list[_Unit]] = {start: [] for start in starts}
+    for unit in units:
+        best = max(starts, key=lambda start: min(unit[0] - start, start + room - 1 - unit[0]))
+        kept[best].append(unit)
+    yield from ((start, chosen) for start, chosen in kept.items() if chosen)
+
+
+def _filled(tags: Sequence[str | None]) -> tuple[str, ...]:
+    """Tags with those of what no piece holds."""
+    result: list[str] = []
+    following = "O"
+    behind = []  # the next tag there is, for each place
+    for tag in reversed(tags):
+        following = tag or following
+        behind.append(following)
+    for tag, following in zip(tags, reversed(behind), strict=True):
+        goes_on = following[0] == "I" and bool(result) and result[-1][1:] == following[1:]
+        result.append(tag or (following if goes_on else "O"))
+    return tuple(result)
+
+
+TASKS = (
+    Tagging(
+        "conll2003",
+        train=("eng.train", "train.txt"),
+        dev=("eng.testa", "valid.txt", "dev.txt"),
+        test=("eng.testb", "test.txt"),
+        document_context=True,
+    ),
+    Tagging(
+        "wnut17",
+        train=("wnut17train.conll",),
+        dev=("emerging.dev.conll",),
+        test=("emerging.test.annotated",),
+    ),
+    Tagging(
+        "klue_ner",
+        train=("klue-ner-v1.1_train.tsv", "klue-ner-train-first5000.tsv"),
+        dev=("klue-ner-v1.1_dev.tsv",),
+        test=("klue-ner-v1.1_test.tsv",),
+        joined=True,
+    ),
+)
