@@ -1,0 +1,181 @@
+"""Fine-tunes one task over a grid of settings and several seeds.
+
+  python launch/sweep.py --config=configs/finetune.py:task=rte --config.init_from=RUN \
+      --config.data=glue_data/RTE --grid=paper --seeds=5 --workdir=SWEEP
+
+A seed decides the new head, the data order and dropout. Finished runs are not run again: the same
+command continues a sweep. Only the best run keeps its checkpoint. Runs that end no better than the
+baseline that needs no model count as collapsed.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import matplotlib
+from absl import flags
+from tqdm import tqdm
+
+from bert_jax import errors, finetune
+from bert_jax.tasks.base import write_whole
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+GRIDS: dict[str, dict[str, list[Any]]] = {
+    "none": {},
+    # BERT paper, section 4.1 (GLUE).
+    "paper": {
+        "learning_rate": [5e-5, 4e-5, 3e-5, 2e-5], "batch_size": [32], "epochs": [3.0],
+    },
+    # BERT paper, appendix A.3: other values, as published.
+    "paper_a3": {
+        "learning_rate": [5e-5, 3e-5, 2e-5], "batch_size": [16, 32], "epochs": [2.0, 3.0, 4.0],
+    },
+    # google-research/bert README, the 24 smaller models.
+    "small": {
+        "learning_rate": [3e-4, 1e-4, 5e-5, 3e-5], "batch_size": [8, 16, 32, 64, 128],
+        "epochs": [4.0],
+    },
+}  # fmt: skip
+_GRID = flags.DEFINE_enum("grid", "paper", list(GRIDS), "The settings to try; none: seeds only.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each setting.", lower_bound=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    if config is None or not workdir:
+        raise errors.UserError("--config=configs/finetune.py:task=... and --workdir are needed")
+    folder = Path(workdir)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    grid = GRIDS[_GRID.value]
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    runs = [(point, seed) for point in points for seed in range(_SEEDS.value)]
+    results: list[dict[str, Any]] = []
+    for point, seed in (progress := tqdm(runs, unit="run", dynamic_ncols=True)):
+        progress.set_postfix({**point, "seed": seed})
+        results.append(run_one(config, point, seed, folder))
+        _drop_checkpoints(results)
+    table = summarise(results)
+    write_whole(folder / "sweep.json", json.dumps(table, indent=2) + "\n")
+    text = as_markdown(table)
+    write_whole(folder / "sweep.md", text)
+    plot(results, table, folder / "sweep.png")
+    print(text)
+    print(f"table {folder / 'sweep.md'}   plot {folder / 'sweep.png'}")
+
+
+def name_of(point: Mapping[str, Any]) -> str:
+    """`learning_rate=5e-05,batch_size=32,epochs=3`, or `default`."""
+    return ",".join(f"{name}={value:g}" for name, value in point.items()) or "default"
+
+
+def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Runs one setting with one seed, unless that is done."""
+    workdir = folder / name_of(point) / f"seed{seed}"
+    path = workdir / "results.json"
+    if not path.exists():
+        one = config.copy_and_resolve_references()
+        one.update({**point, "seed": seed})
+        # What a run says about itself is in its folder.
+        quiet = io.StringIO()
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            finetune.finetune(one, workdir)
+    result = json.loads(path.read_text())
+    return {
+        "point": name_of(point),
+        "seed": seed,
+        "workdir": str(workdir),
+        "metric": result["metric"],
+        "score": result["scores"]["dev"][result["metric"]],
+        "baseline": result["baselines"]["dev"][result["metric"]],
+        "collapsed": result["collapsed"],
+    }
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For each setting: best, median, spread and how many collapsed; the best run of all."""
+    rows = []
+    for point in dict.fromkeys(result["point"] for result in results):
+        mine = [result for result in results if result["point"] == point]
+        scores = [result["score"] for result in mine]
+        rows.append(
+            {
+                "point": point,
+                "n": len(mine),
+                "best": max(scores),
+                "median": statistics.median(scores),
+                "worst": min(scores),
+                "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
+                "collapsed": sum(result["collapsed"] for result in mine),
+            }
+        )
+    best = max(results, key=lambda result: result["score"])
+    return {
+        "metric": best["metric"],
+        "baseline": best["baseline"],
+        "settings": rows,
+        "best_run": best["workdir"],
+    }
+
+
+def as_markdown(table: Mapping[str, Any]) -> str:
+    """The summary as Markdown."""
+    metric, baseline = table["metric"], table["baseline"]
+    text = [
+        f"{metric} on dev; baseline {baseline:.4f}; best run: {table['best_run']}",
+        "",
+        "| setting | n | best | median | worst | standard deviation | collapsed |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in table["settings"]:
+        spread = "" if row["deviation"] is None else f"{row['deviation']:.4f}"
+        flag = f"**{row['collapsed']}**" if row["collapsed"] else "0"
+        text.append(
+            f"| {row['point']} | {row['n']} | {row['best']:.4f} | {row['median']:.4f} | "
+            f"{row['worst']:.4f} | {spread} | {flag} |"
+        )
+    return "\n".join(text) + "\n"
+
+
+def plot(results: Sequence[Mapping[str, Any]], table: Mapping[str, Any], path: Path) -> None:
+    """Every run as a dot by setting; collapsed ones are crosses."""
+    points = [row["point"] for row in table["settings"]]
+    figure, axis = plt.subplots(figsize=(6, 1 + 0.4 * len(points)))
+    for collapsed, marker in ((False, "o"), (True, "x")):
+        some = [result for result in results if result["collapsed"] == collapsed]
+        axis.scatter(
+            [result["score"] for result in some],
+            [points.index(result["point"]) for result in some],
+            marker=marker, alpha=0.7, label="collapsed" if collapsed else "run",
+        )  # fmt: skip
+    axis.axvline(table["baseline"], color="grey", ls="--", lw=1, label="baseline")
+    axis.set(xlabel=table["metric"], yticks=range(len(points)), yticklabels=points)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _drop_checkpoints(results: Sequence[Mapping[str, Any]]) -> None:
+    best = max(results, key=lambda result: result["score"])
+    for result in results:
+        if result is not best:
+            shutil.rmtree(Path(result["workdir"]) / "checkpoints", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)
