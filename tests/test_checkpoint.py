@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax import sharding
-from bert_jax.checkpoint import Checkpoints, check_fit
+from bert_jax.checkpoint import Checkpoints, check_fit, load_params
 from bert_jax.errors import UserError
 
 # Orbax leaves coroutines behind when a read fails.
@@ -271,3 +271,27 @@ def test_saving_the_next_does_not_wait_for_the_reader_of_the_last(tmp_path):
     checkpoints.wait()
     assert np.asarray(checkpoints.restore(abstract(value))[1]["params"]["kernel"]).max() == 1
     checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "best"),
+    [
+        ([0.1, 0.9, 0.3, 0.2], [2, 4], 2),
+        ([0.1, 0.2, 0.3, 0.9], [4], 4),
+        ([0.5, 0.5, 0.5, 0.1], [3, 4], 3),  # alike: the later
+        ([float("nan"), -0.2, float("nan"), float("nan")], [2, 4], 2),
+        ([0.3, None, 0.9, None], [3, 4], 3),  # saved without an evaluation
+        ([None, None, None, None], [4], 4),
+    ],
+)
+def test_the_best_scored_stays_and_is_what_is_loaded(tmp_path, scores, kept, best):
+    """With resumption in between; a run goes on from the newest all the same."""
+    for step, score in enumerate(scores, 1):
+        checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+        checkpoints.save(step, state(step), score)
+        checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    assert checkpoints.steps == kept
+    assert checkpoints.restore(abstract(state(1)))[0] == 4
+    checkpoints.close()
+    assert bits(load_params(tmp_path)) == bits(state(best)["params"])
