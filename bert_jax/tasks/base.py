@@ -199,6 +199,45 @@ def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
     return train, dev
 
 
+def encode_pairs(
+    pairs: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int
+) -> list[dict[str, np.ndarray]]:
+    """[CLS] A [SEP] or [CLS] A [SEP] B [SEP] of texts or pairs; special tokens in them are text.
+
+    What is over the length is cut from the end of the longer text, of the second where both are
+    as long (google-research/bert run_classifier.py, _truncate_seq_pair).
+
+    Args:
+      pairs: of one text each, or of two.
+      max_length: [CLS] and [SEP] included.
+    Returns: "tokens" and "segments" int32[S] of each.
+    """
+    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    encoded = []
+    for begin in range(0, len(pairs), 10_000):  # bounds what the encodings take
+        part = pairs[begin : begin + 10_000]
+        ids = iter(tokenizer.encode_batch([text for texts in part for text in texts]))
+        for texts in part:
+            first = next(ids)
+            second = next(ids) if len(texts) == 2 else None
+            room = max_length - 2 - (second is not None)
+            if room < 1:
+                raise UserError(f"max_length={max_length} leaves no room for text")
+            if second is None:
+                tokens = [cls, *first[:room], sep]
+                split = len(tokens)
+            else:
+                if len(first) + len(second) > room:
+                    kept = min(len(first), max(room - len(second), (room + 1) // 2))
+                    first, second = first[:kept], second[: room - kept]
+                tokens = [cls, *first, sep, *second, sep]
+                split = len(first) + 2
+            segments = np.zeros(len(tokens), np.int32)
+            segments[split:] = 1
+            encoded.append({"tokens": np.array(tokens, np.int32), "segments": segments})
+    return encoded
+
+
 def write_whole(path: Path, text: str) -> Path:
     """Writes a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ Row = tuple[str, dict[str, str]]  # (file:line, text of each column)
 _GAP = re.compile(r"[\s,]*")
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None, tab: bool = False) -> Iterator[Row]:
+def read_rows(
+    path: Path, columns: Sequence[str] | None = None, skip_broken: bool = False
+) -> Iterator[Row]:
     """Rows of a table with where they are, as `file:line`.
 
     The format is that of the suffix. `.tsv` and `.txt`: tabs and no quoting, as in GLUE, so that
@@ -26,20 +29,19 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, tab: bool = Fals
 
     Args:
       columns: names of the columns where the file has no header of its own.
-      tab: read as TSV whatever the suffix.
+      skip_broken: leave out rows with too many or too few fields, with a line on stderr.
 
     Raises:
       UserError: not UTF-8, not in its format, a row with too many or too few fields, or no rows.
     """
-    if tab or path.suffix in (".tsv", ".txt"):
-        rows = _table(path, _tsv_fields(path), columns)
-    elif path.suffix == ".csv":
-        rows = _table(path, _csv_fields(path), columns)
+    if path.suffix in (".tsv", ".txt", ".csv"):
+        lines = _csv_fields(path) if path.suffix == ".csv" else _tsv_fields(path)
+        rows = _table(path, lines, columns, skip_broken)
     elif path.suffix in (".jsonl", ".json"):
         rows = _json_lines(path) if path.suffix == ".jsonl" else _json_list(path)
     else:
-        raise UserError(f"{path}: the format {path.suffix!r} is unknown; known: "
-                        ".tsv, .txt, .csv, .jsonl, .json")  # fmt: skip
+        known = ".tsv, .txt, .csv, .jsonl, .json"
+        raise UserError(f"{path}: its format must be told by its name; known: {known}")
     empty = True
     for row in rows:
         empty = False
@@ -71,33 +73,35 @@ def read_tfds(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]] | N
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
     """Columns of text of nested dictionaries and lists, under dotted names; None is ""."""
-    if isinstance(value, Mapping):
-        parts = value.items()
-    elif isinstance(value, list):
+    parts: Any = value.items() if isinstance(value, Mapping) else ()
+    if isinstance(value, list):
         parts = enumerate(value)
-    else:
+    elif not isinstance(value, Mapping):
         text = value if isinstance(value, str) else json.dumps(value)
         return {name: "" if value is None else text}
+    if not value:
+        return {name: ""}
     dot = f"{name}." if name else ""
     return {key: text for part, inner in parts for key, text in flat(inner, f"{dot}{part}").items()}
 
 
-def column(row: Row, name: str) -> str:
-    """The text of a column.
+def column(row: Row, *names: str) -> str:
+    """The text of the first of the columns `names` that is there.
 
     Raises: UserError that names the columns there are.
     """
     where, fields = row
-    if name not in fields:
-        known = ", ".join(fields)
-        raise UserError(f"{where}: there is no column {name!r}; the columns are: {known}")
-    return fields[name]
+    for name in names:
+        if name in fields:
+            return fields[name]
+    wanted, known = " or ".join(map(repr, names)), ", ".join(fields)
+    raise UserError(f"{where}: there is no column {wanted}; the columns are: {known}")
 
 
 def _plain(value: Any, feature: Any) -> Any:
     """TFDS's value of a feature as Python values."""
     if isinstance(value, Mapping):
-        inner = getattr(feature, "feature", feature)  # of a sequence of dictionaries
+        inner = getattr(feature, "feature", feature)  # of a sequence of mappings
         return {name: _plain(part, inner[name]) for name, part in value.items()}
     if isinstance(value, bytes):
         return value.decode("utf-8")
@@ -143,20 +147,29 @@ def _csv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _table(
-    path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str] | None
+    path: Path,
+    lines: Iterator[tuple[int, list[str]]],
+    columns: Sequence[str] | None,
+    skip_broken: bool,
 ) -> Iterator[Row]:
     names = list(columns) if columns else next(lines, (0, [""]))[1]
     if len(set(names)) < len(names):
         raise UserError(f"{path}:1: two columns of the same name: {', '.join(names)}")
+    broken = []
     for number, fields in lines:
         if fields == [""] and len(names) > 1:
             continue
         if len(fields) != len(names):
-            raise UserError(
+            broken.append(
                 f"{path}:{number}: {len(fields)} fields, where there are {len(names)} columns: "
                 f"{', '.join(names)}"
             )
+            if not skip_broken:
+                raise UserError(broken[0])
+            continue
         yield f"{path}:{number}", dict(zip(names, fields, strict=True))
+    if broken:
+        print(f"{len(broken)} broken rows left out, the first at {broken[0]}", file=sys.stderr)
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

@@ -1,0 +1,431 @@
+"""Texts or pairs of texts with a label, several labels, or numbers (BERT paper, section 4.1)."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.models.body import Body
+from bert_jax.objectives.finetuning import Classify
+from bert_jax.tasks import metrics, plots
+from bert_jax.tasks.base import Feature, Source, encode_pairs, write_whole
+from bert_jax.tasks.rows import Row, column, flat, read_rows, read_tfds
+
+KINDS = {  # kind -> its metrics, the deciding one first
+    "single": ("accuracy", "macro_f1", "mcc"),
+    "multi": ("micro_f1", "macro_f1", "accuracy"),
+    "numbers": ("pearson", "spearman", "squared_error"),
+}
+# Splits of TFDS for ours, where the names differ.
+_TFDS_SPLITS = {
+    "dev": ("validation", "validation_matched", "dev"),
+    "dev_mismatched": ("validation_mismatched",),
+    "test": ("test", "test_matched"),
+}
+_IDS = ("index", "idx", "id", "guid")
+_LARGEST_PLOT = 25  # classes
+
+Names = tuple[str, ...]
+Label = str | tuple[str, ...] | tuple[float, ...]  # by kind: single, multi, numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExample:
+    """A text or a pair.
+
+    id: its index in the official file, or its place; no other example of the split has it.
+    label: None where it is hidden or not given.
+    """
+
+    id: str
+    texts: tuple[str, ...]
+    label: Label | None
+    where: str
+
+    @property
+    def group(self) -> str:
+        """Examples with the same first text stay together: a premise, or a text that is twice."""
+        return self.texts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """A classification or regression data set.
+
+    Attributes:
+      files: (split, file name, alternatives ...); the files of several entries of a split are read
+        one after another.
+      texts, label: names that a column may have, the first that is there is read; texts for one
+        column or two, label for one, or of numbers for each.
+      kind: "single", "multi" (any number of labels) or "numbers".
+      labels: names of the classes in the order of the logits; () to find them in the data.
+      codes: how the official files write the labels, where that differs.
+      metrics: entries of `score`; the first decides.
+      submissions: (split, name of its file for the leaderboard); their labels are hidden.
+      header: columns of a file that has no header.
+      ignored: labels of examples that are left out, such as "-" for no agreement.
+      lenient: the official files have broken rows, which are left out, and empty texts, which are
+        not.
+      separator: between several labels in a column.
+      threshold: of `f1` of numbers: a number that is not below it is positive.
+    """
+
+    name: str
+    files: tuple[Names, ...]
+    texts: tuple[Names, ...]
+    label: tuple[Names, ...] = (("label",),)
+    kind: str = "single"
+    labels: Names = ()
+    codes: Names = ()
+    metrics: Names = ("accuracy",)
+    submissions: tuple[tuple[str, str], ...] = ()
+    header: Names = ()
+    ignored: Names = ()
+    lenient: bool = False
+    separator: str = ","
+    threshold: float = 0.0
+
+    @classmethod
+    def custom(
+        cls,
+        text: str = "text",
+        pair: str = "",
+        label: str = "label",
+        kind: str = "",
+        separator: str = ",",
+    ) -> "Classification":
+        """A data set of one's own, a table with named columns.
+
+        Args:
+          text, pair: columns of the text and, of pairs, of the second.
+          label: column of the label; several, separated by commas, are numbers.
+          kind: as above; "" for numbers where there are several columns, else single.
+          separator: between several labels in the column.
+        """
+        columns = [name.strip() for name in label.split(",")]
+        kind = kind or ("numbers" if len(columns) > 1 else "single")
+        if kind not in KINDS:
+            raise UserError(f"custom.kind={kind!r} is unknown; known: {', '.join(KINDS)}")
+        if len(columns) > 1 and kind != "numbers":
+            raise UserError(f"custom.label={label!r}: several columns are for custom.kind=numbers")
+        if not text or not all(columns) or (kind == "multi" and not separator):
+            raise UserError("custom.text, custom.label and custom.separator must not be empty")
+        endings = (".tsv", ".csv", ".jsonl", ".json", ".txt")
+        return cls(
+            name="custom",
+            files=tuple((s, *(s + ending for ending in endings)) for s in ("train", "dev", "test")),
+            texts=((text,), (pair,)) if pair else ((text,),),
+            label=tuple((name,) for name in columns),
+            kind=kind,
+            metrics=KINDS[kind],
+            separator=separator,
+        )
+
+    @property
+    def metric(self) -> str:
+        return self.metrics[0]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(split for split, *_ in self.files))
+
+    @property
+    def outputs(self) -> int:
+        """C, the number of logits."""
+        return len(self.label) if self.kind == "numbers" else len(self.labels)
+
+    # Reading.
+
+    def read(self, source: Source, split: str) -> list[TextExample] | None:
+        """See `tasks.base.Task`."""
+        rows = self._rows(source, split)
+        if rows is None:
+            return None
+        examples = []
+        for place, row in enumerate(rows):
+            identity = next((row[1][name] for name in _IDS if name in row[1]), str(place))
+            texts = tuple(self._text(row, names) for names in self.texts)
+            label = self._label(row, split)
+            if not (isinstance(label, str) and label in self.ignored):
+                examples.append(TextExample(identity, texts, label, row[0]))
+        if len({e.id for e in examples if e.id and e.id.isprintable()}) < len(examples):
+            examples = [dataclasses.replace(e, id=str(i)) for i, e in enumerate(examples)]
+        return examples
+
+    def _rows(self, source: Source, split: str) -> Iterator[Row] | None:
+        if source.tfds and not source.files.get(split):
+            for name in _TFDS_SPLITS.get(split, (split,)):
+                found = read_tfds(source.tfds, name)
+                if found is not None:
+                    return ((where, flat(values)) for where, values in found)
+            return None
+        wanted = [names for of, *names in self.files if of == split]
+        paths = [source.find(split, names) for names in wanted]
+        if all(path is None for path in paths):
+            return None
+        for path, names in zip(paths, wanted, strict=True):
+            if path is None:
+                raise UserError(
+                    f"{source.data} lacks {names[0]}, a part of the {split} split; to do without "
+                    f"it, name the other with --config.{split}"
+                )
+        found_paths = dict.fromkeys(path for path in paths if path is not None)
+        return (row for path in found_paths for row in self._file_rows(path))
+
+    def _file_rows(self, path: Path) -> Iterator[Row]:
+        columns = None
+        if self.header:
+            with path.open("rb") as file:
+                first = file.readline().decode("utf-8-sig", "replace").strip().split("\t")
+            columns = None if any(name in first for name in self.texts[0]) else self.header
+        return read_rows(path, columns, skip_broken=self.lenient)
+
+    def _text(self, row: Row, names: Names) -> str:
+        text = column(row, *names)
+        if not text.strip() and not self.lenient:
+            raise UserError(f"{row[0]}: the text in column {names[0]!r} is empty")
+        return text
+
+    def _label(self, row: Row, split: str) -> Label | None:
+        """The label of a row; None where it is hidden, or not given and not needed."""
+        where = row[0]
+        if split in dict(self.submissions):
+            return None
+        parts = []
+        for names in self.label:
+            text = self._cell(row, names)
+            if text is None or (not text and self.kind != "multi" and "" not in self.ignored):
+                if not split.startswith(("train", "dev")):
+                    return None
+                column(row, *names)  # says which columns there are
+                raise UserError(f"{where}: there is no label in column {names[0]!r}")
+            parts.append(text)
+        if self.kind == "numbers":
+            return tuple(self.number(where, part) for part in parts)
+        if self.kind == "single":
+            return self._known(where, parts[0])
+        several = [name.strip() for name in parts[0].split(self.separator)]
+        return tuple(sorted({self._known(where, name) for name in several if name}))
+
+    def _cell(self, row: Row, names: Names) -> str | None:
+        """The text of a label column; of a list of labels in JSON, with separators."""
+        for name in names:
+            if name in row[1]:
+                return row[1][name].strip()
+            several = [text for key, text in row[1].items() if key.startswith(f"{name}.")]
+            if self.kind == "multi" and several:
+                if any(self.separator in text for text in several):
+                    raise UserError(
+                        f"{row[0]}: a label holds {self.separator!r}; set another custom.separator"
+                    )
+                return self.separator.join(several)
+        return None
+
+    @staticmethod
+    def number(where: str, text: str) -> float:
+        """The number that a text is; UserError where it is none."""
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{where}: the label {text!r} is not a number")
+        return number
+
+    def _known(self, where: str, text: str) -> str:
+        """The name of the label that a file calls `text`."""
+        if text in self.labels or text in self.ignored or not self.labels:
+            return text
+        if text in self.codes:
+            return self.labels[self.codes.index(text)]
+        known = ", ".join(self.codes or self.labels)
+        raise UserError(f"{where}: the label {text!r} is unknown; known: {known}")
+
+    def fit(self, examples: Sequence[TextExample]) -> "Classification":
+        """See `tasks.base.Task`; labels are sorted by name."""
+        given = [self._given(example) for example in examples]
+        if len(set(given)) < 2:
+            path, _, _ = examples[0].where.rpartition(":")
+            raise UserError(
+                f"{path}: there is nothing to learn, as all {len(given)} training examples have "
+                f"the label {given[0]!r}"
+            )
+        if self.kind == "numbers" or self.labels:
+            return self
+        found = {name for label in given for name in _as_set(label)}
+        for name in found:
+            if "\t" in name or "\n" in name:
+                raise UserError(f"the label {name!r} holds a tab or a line end")
+        return dataclasses.replace(self, labels=tuple(sorted(found)))
+
+    def _given(self, example: TextExample) -> Label:
+        """The label of an example that must have a known one."""
+        if example.label is None:
+            raise UserError(f"{example.where}: there is no label")
+        if self.kind != "numbers":
+            for name in _as_set(example.label):
+                self._known(example.where, name)
+        return example.label
+
+    # The model.
+
+    def featurise(
+        self, examples: Sequence[TextExample], tokenizer: Tokenizer, max_length: int, train: bool
+    ) -> list[Feature]:
+        """See `tasks.base.Task`; label int32[], labels float32[C] or numbers float32[C]."""
+        encoded = encode_pairs([example.texts for example in examples], tokenizer, max_length)
+        if train:
+            for arrays, example in zip(encoded, examples, strict=True):
+                label = self._given(example)
+                if self.kind == "numbers":
+                    arrays["numbers"] = np.array(label, np.float32)
+                elif self.kind == "multi":
+                    arrays["labels"] = np.array([c in label for c in self.labels], np.float32)
+                else:
+                    arrays["label"] = np.array(self.labels.index(str(label)), np.int32)
+        return [Feature(arrays, index) for index, arrays in enumerate(encoded)]
+
+    def objective(self, body: Body) -> Classify:
+        """See `tasks.base.Task`."""
+        return Classify(body, self.outputs, self.kind)
+
+    def decode(
+        self,
+        examples: Sequence[TextExample],
+        features: Sequence[Feature],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> list[Label]:
+        """A label, the labels of probability over a half, or the numbers."""
+        logits = [output["logits"] for output in outputs]
+        if self.kind == "numbers":
+            return [tuple(map(float, row)) for row in logits]
+        if self.kind == "multi":
+            pairs = [zip(self.labels, row, strict=True) for row in logits]
+            return [tuple(name for name, logit in row if logit > 0) for row in pairs]
+        return [self.labels[int(np.argmax(row))] for row in logits]
+
+    def probabilities(self, outputs: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        """float32 [examples, C]: a softmax over the labels, or a sigmoid of each of several."""
+        logits = np.array([output["logits"] for output in outputs], np.float32)
+        logits = logits.reshape(-1, self.outputs)
+        if self.kind == "multi":
+            return np.exp(-np.logaddexp(0, -logits))
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+    # Scores and files.
+
+    def score(
+        self, examples: Sequence[TextExample], predictions: Sequence[Label]
+    ) -> dict[str, float]:
+        """See `tasks.base.Task`; `squared_error` is in the unit of the numbers."""
+        gold: list[Any] = [self._given(example) for example in examples]
+        return {name: self._metric(name, gold, list(predictions)) for name in self.metrics}
+
+    def _metric(self, name: str, gold: list[Any], predicted: list[Any]) -> float:
+        if self.kind == "numbers":
+            columns = np.array([gold, predicted], np.float64).transpose(2, 0, 1)
+            if name == "squared_error":
+                return float(np.mean((columns[:, 0] - columns[:, 1]) ** 2))
+            if name == "f1":
+                positive = [(g >= self.threshold, p >= self.threshold) for g, p in columns]
+                return float(np.mean([metrics.f1(list(g), list(p), True) for g, p in positive]))
+            function = {"pearson": metrics.pearson, "spearman": metrics.spearman}[name]
+            return float(np.mean([function(g, p) for g, p in columns]))
+        if name == "accuracy":
+            return metrics.accuracy(gold, predicted)
+        if self.kind == "multi":
+            return metrics.set_f1(gold, predicted, self.labels, name.removesuffix("_f1"))
+        if name == "f1":
+            return metrics.f1(gold, predicted, self.labels[1])
+        if name == "macro_f1":
+            return metrics.macro_f1(gold, predicted, self.labels)
+        return metrics.matthews(gold, predicted)
+
+    def baseline(
+        self, train: Sequence[TextExample], examples: Sequence[TextExample]
+    ) -> list[Label]:
+        """The most frequent label (or set of labels), or the mean numbers of training."""
+        given = [self._given(example) for example in train]
+        if self.kind == "numbers":
+            return [tuple(np.mean(np.array(given, np.float64), axis=0).tolist())] * len(examples)
+        return [Counter(given).most_common(1)[0][0]] * len(examples)
+
+    def write(
+        self,
+        folder: Path,
+        split: str,
+        examples: Sequence[TextExample],
+        predictions: Sequence[Label],
+    ) -> list[Path]:
+        """A table "index, prediction": the leaderboard's, or SPLIT_predictions.tsv with names."""
+        official = dict(self.submissions).get(split)
+        rows = [
+            (example.id, self._text_of(prediction, bool(official)))
+            for example, prediction in zip(examples, predictions, strict=True)
+        ]
+        if official and all(identity.isdecimal() for identity, _ in rows):
+            rows.sort(key=lambda row: int(row[0]))  # TFDS shuffles
+        lines = ["index\tprediction", *("\t".join(row) for row in rows)]
+        name = official or f"{split}_predictions.tsv"
+        return [write_whole(folder / name, "".join(f"{line}\n" for line in lines))]
+
+    def _text_of(self, prediction: Label, official: bool) -> str:
+        if isinstance(prediction, str):
+            coded = official and self.codes
+            return self.codes[self.labels.index(prediction)] if coded else prediction
+        digits = ".3f" if official else ".9g"  # the leaderboard's, or all there are
+        separator = self.separator if self.kind == "multi" else ","
+        return separator.join(p if isinstance(p, str) else format(p, digits) for p in prediction)
+
+    def read_predictions(self, path: Path, examples: Sequence[TextExample]) -> list[Label]:
+        """The predictions of a file as `write` makes it, in the order of the examples.
+
+        Raises: UserError: an example without a prediction, a prediction without its example,
+          unknown labels.
+        """
+        found: dict[str, Label] = {}
+        for row in read_rows(path):
+            identity, text = column(row, *_IDS), column(row, "prediction")
+            if identity in found:
+                raise UserError(f"{row[0]}: a second prediction for index {identity}")
+            if self.kind == "single":
+                found[identity] = self._known(row[0], text)
+            elif self.kind == "multi":
+                names = text.split(self.separator) if text else []
+                found[identity] = tuple(sorted({self._known(row[0], name) for name in names}))
+            else:
+                numbers = tuple(self.number(row[0], part) for part in text.split(","))
+                if len(numbers) != self.outputs:
+                    raise UserError(f"{row[0]}: {len(numbers)} numbers instead of {self.outputs}")
+                found[identity] = numbers
+        missing = [example.id for example in examples if example.id not in found]
+        if missing or len(found) != len(examples):
+            lacks = f"; it lacks index {missing[0]}" if missing else ""
+            raise UserError(f"{path}: {len(found)} predictions for {len(examples)} examples{lacks}")
+        return [found[example.id] for example in examples]
+
+    def plot(
+        self, path: Path, examples: Sequence[TextExample], predictions: Sequence[Label]
+    ) -> Path | None:
+        """The confusion matrix of single labels, the scatter of one number; else None."""
+        if any(example.label is None for example in examples):
+            return None
+        gold = [example.label for example in examples]
+        if self.kind == "single" and len(self.labels) <= _LARGEST_PLOT:
+            plots.confusion(path, self.labels, gold, predictions)
+            return path
+        if self.kind == "numbers" and self.outputs == 1:
+            plots.scatter(path, gold, predictions)
+            return path
+        return None
+
+
+def _as_set(label: Label) -> tuple[str, ...]:
+    return (label,) if isinstance(label, str) else tuple(map(str, label))
