@@ -6,9 +6,8 @@ sentence B the ending); SWAG (rowanz/swagaf: columns, prediction file); CODAH (f
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -57,40 +56,39 @@ class Choice:
     metric = "accuracy"
 
     @classmethod
-    def custom(cls, **settings: str) -> "Choice":
-        """A user's own table; settings: prompt, endings, label, labels, lead, group.
+    def custom(
+        cls, prompt: str = "prompt", endings: str = "", label: str = "label", labels: str = ""
+    ) -> "Choice":
+        """A table of one's own.
 
-        endings and labels are separated by commas; labels are numbers from 0 by default, and the
-        text of the ending itself is one too.
+        Args:
+          prompt, label: columns. The text of the right ending is a label too.
+          endings: their columns, separated by commas; "" for ending0 to ending3.
+          labels: what the label column calls them, in that order; "" for numbers from 0.
 
-        Raises: UserError: an unknown setting, fewer than two endings, or not a label for each.
+        Raises: UserError: fewer than two endings, or not a label for each.
         """
-        known = ("prompt", "endings", "label", "labels", "lead", "group")
-        for name in settings:
-            if name not in known:
-                raise UserError(f"custom.{name} is no setting of choice; known: {', '.join(known)}")
-        fields: dict[str, Any] = {name: text for name, text in settings.items() if text}
-        for name in {"endings", "labels"} & fields.keys():
-            fields[name] = tuple(part.strip() for part in fields[name].split(","))
-        endings = fields.get("endings", cls.endings)
-        fields.setdefault("labels", tuple(map(str, range(len(endings)))))
-        if len(endings) < 2 or len(fields["labels"]) != len(endings):
+        columns = _names(endings) or cls.endings
+        called = _names(labels) or tuple(map(str, range(len(columns))))
+        if len(columns) < 2 or len(called) != len(columns):
             raise UserError(
-                f"custom.endings names {len(endings)} columns and custom.labels "
-                f"{len(fields['labels'])} labels; it takes two or more, as many of each"
+                f"custom.endings names {len(columns)} columns and custom.labels {len(called)} "
+                "labels; there must be two or more, and as many of each"
             )
-        return cls("custom", **fields)
+        return cls("custom", prompt, columns, label, called)
 
     def read(self, source: Source, split: str) -> list[Question] | None:
         """The questions of a split."""
-        if source.tfds:
-            named = rows.read_tfds(source.tfds, "validation" if split == "dev" else split)
-            table = named and ((where, rows.flat(row)) for where, row in named)
+        if source.tfds and not source.files.get(split):
+            found = rows.read_tfds(source.tfds, "validation" if split == "dev" else split)
+            if found is None:
+                return None
+            table: Iterable[rows.Row] = ((where, rows.flat(row)) for where, row in found)
         else:
             path = source.find(split, getattr(self, split))
-            table = path and rows.read_rows(path, self.columns or None)
-        if table is None:
-            return None
+            if path is None:
+                return None
+            table = rows.read_rows(path, self.columns or None)
         return [self._question(number, row) for number, row in enumerate(table)]
 
     def _question(self, number: int, row: rows.Row) -> Question:
@@ -200,8 +198,8 @@ class Choice:
         self, folder: Path, split: str, examples: Sequence[Question], predictions: Sequence[int]
     ) -> list[Path]:
         """SPLIT_predictions.csv: number of the row and its label, as SWAG's released code does."""
-        lines = [",pred", *(f"{e.id},{self.labels[p]}" for e, p in zip(examples, predictions))]
-        text = "".join(line + "\n" for line in lines)
+        pairs = zip(examples, predictions, strict=True)
+        text = ",pred\n" + "".join(f"{e.id},{self.labels[choice]}\n" for e, choice in pairs)
         return [write_whole(folder / f"{split}_predictions.csv", text)]
 
     def read_predictions(self, path: Path, examples: Sequence[Question]) -> list[int]:
@@ -221,6 +219,10 @@ class Choice:
 
     def plot(self, path: Path, examples: Sequence[Question], predictions: Sequence[int]) -> None:
         """None: a choice has no classes to confuse."""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 TASKS = (

@@ -53,7 +53,7 @@ def read_sentences(path: Path, joined: bool = False) -> list[Sentence]:
     Raises:
       UserError: not UTF-8, no sentences, lines of different numbers of columns, or not tags.
     """
-    sentences = []
+    sentences: list[Sentence] = []
     width = 0
     for name, document, block in _blocks(path, joined):
         for number, columns in block:

@@ -24,7 +24,7 @@ from bert_jax.tasks.base import Feature, Source, write_whole
 from bert_jax.tasks.conll import Sentence
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 _Unit = tuple[int, int, int]  # place of a piece; first word and end of the words that it tags
 
@@ -50,18 +50,9 @@ class Tagging:
     splits = ("train", "dev", "test")
 
     @classmethod
-    def custom(cls, **settings: Any) -> "Tagging":
-        """A user's own files; settings: joined, document_context.
-
-        Raises: UserError: an unknown setting.
-        """
-        known = ("joined", "document_context")
-        for name in settings:
-            if name not in known:
-                raise UserError(
-                    f"custom.{name} is no setting of tagging; known: {', '.join(known)}"
-                )
-        return cls("custom", **settings)
+    def custom(cls, joined: bool = False, document_context: bool = False) -> "Tagging":
+        """A user's own CoNLL files."""
+        return cls("custom", joined=joined, document_context=document_context)
 
     @property
     def metric(self) -> str:
@@ -70,9 +61,12 @@ class Tagging:
 
     def read(self, source: Source, split: str) -> list[Sentence] | None:
         """The sentences of a split; of TFDS: columns `tokens` and `ner`, as in conll2003."""
-        if source.tfds:
-            table = rows.read_tfds(source.tfds, split)
-            return None if table is None else [_from_tfds(where, row) for where, row in table]
+        if source.tfds and not source.files.get(split):
+            for name in ("dev", "validation") if split == "dev" else (split,):
+                table = rows.read_tfds(source.tfds, name)
+                if table is not None:
+                    return [_from_tfds(where, row) for where, row in table]
+            return None
         path = source.find(split, getattr(self, split))
         return None if path is None else conll.read_sentences(path, self.joined)
 
