@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from bert_jax import errors, train
-from bert_jax.checkpoint import has_checkpoint, load_params
+from bert_jax.checkpoint import has_checkpoint
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Instances
@@ -30,6 +30,7 @@ from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.report import is_finished, write_report
+from bert_jax.weights import merge, open_model
 from bert_jax.workdir import prepare_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
@@ -129,12 +130,24 @@ def _phase(
 
 
 def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
-    """The parameters of the run `init_from`, which must have the same vocabulary."""
-    source = Path(config.init_from)
-    params = load_params(source, trainer.abstract_state["params"])
-    if not _same_file("tokenizer/tokenizer.json", source, corpus.path):
-        raise UserError(f"init_from={source} has another vocabulary than {corpus.path}")
-    return params
+    """The parameters of the model `init_from`, on the mesh; it must have the same vocabulary."""
+    source = open_model(config.init_from)
+    if source.tokenizer.tokens != corpus.tokenizer.tokens:
+        raise UserError(f"init_from={config.init_from} has another vocabulary than {corpus.path}")
+    here, there = (
+        encoder_config(model, corpus.tokenizer.vocab_size, "float32")
+        for model in (config.model.to_dict(), source.model)
+    )
+    for name in ("activation", "norm_epsilon"):  # what shapes do not show
+        if (value := getattr(there, name)) != getattr(here, name):
+            raise UserError(f"init_from={config.init_from} has {value} as its model.{name}")
+    wanted = trainer.abstract_state["params"]
+    params, new, unused = merge(wanted, source.params, config.init_from)
+    if new:  # pre-training goes on with all of its heads or not at all
+        raise UserError(f"init_from={config.init_from} lacks {', '.join(new)}")
+    for note in [*source.notes, *(f"init_from: {name} is not used" for name in unused)]:
+        print(note)
+    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, wanted))
 
 
 def _same_file(name: str, one: Path, other: Path) -> bool:

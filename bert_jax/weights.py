@@ -1,12 +1,19 @@
 """A trained model as one thing, wherever it comes from: a run, Hugging Face, a TF1 release."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_jax.checkpoint import load_params
+import jax
+import numpy as np
+import tokenizers
+
+from bert_jax.checkpoint import Checkpoints, check_fit, load_params
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 
@@ -17,13 +24,15 @@ class Pretrained:
 
     model: the `model` section of a config. params: tree of float32 arrays with `encoder` and
     whichever of pooler, mlm_head, nsp_head, classifier, span_head, tag_head, choice_head there are.
-    task: of a fine-tuned model, the row of its task (`tasks.to_dict`).
+    task: of a fine-tuned model, the row of its task (`tasks.to_dict`). notes: what a person should
+    be told about how it was read or changed (arrays not used, rows cut or added), a line each.
     """
 
     model: Mapping[str, Any]
     params: Mapping[str, Any]
     tokenizer: Tokenizer
     task: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_model(path: str | Path) -> Pretrained:
@@ -32,10 +41,21 @@ def open_model(path: str | Path) -> Pretrained:
     Raises:
       UserError: it is none of these, or something in it does not fit.
     """
+    from bert_jax import hugging_face, tf1  # late: they make a Pretrained
+
     path = Path(path)
+    if (path / "bert_config.json").exists():
+        return tf1.read(path)
     if not (path / "config.json").exists():
-        raise UserError(f"{path} is not the work directory of a run (it has no config.json)")
-    config = json.loads((path / "config.json").read_text())
+        raise UserError(
+            f"{path} is not a model: it has neither the config.json of a run or of Hugging Face "
+            "nor the bert_config.json of a TF1 release"
+        )
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return _read_run(path, config) if "model" in config else hugging_face.read(path)
+
+
+def _read_run(path: Path, config: Mapping[str, Any]) -> Pretrained:
     task = path / "task.json"
     return Pretrained(
         config["model"],
@@ -43,3 +63,129 @@ def open_model(path: str | Path) -> Pretrained:
         load_tokenizer(path / "tokenizer"),
         json.loads(task.read_text(encoding="utf-8")) if task.exists() else None,
     )
+
+
+def save_model(folder: str | Path, pretrained: Pretrained) -> None:
+    """Writes a model as a work directory, with a checkpoint at step 0; whole or not at all.
+
+    Raises: UserError: the folder exists and is not empty.
+    """
+    with new_folder(folder) as made:
+        pretrained.tokenizer.save(made / "tokenizer")
+        config = {"model": dict(pretrained.model)}
+        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if pretrained.task is not None:
+            text = json.dumps(pretrained.task, ensure_ascii=False, indent=2) + "\n"
+            (made / "task.json").write_text(text, encoding="utf-8")
+        checkpoints = Checkpoints(made / "checkpoints")
+        checkpoints.save(0, {"params": jax.tree.map(jax.numpy.asarray, dict(pretrained.params))})
+        checkpoints.wait()
+        checkpoints.close()
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` in the end if nothing goes wrong.
+
+    Raises: UserError: `path` is a file, or a folder that is not empty.
+    """
+    path = Path(path).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not an empty folder; choose another")
+    made = path.with_name(path.name + ".tmp")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    try:
+        yield made
+        made.replace(path)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def merge(
+    fresh: Mapping[str, Any], given: Mapping[str, Any], where: str | Path = "the given weights"
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Given parts of a parameter tree in the place of the fresh ones.
+
+    Args:
+      fresh: the tree that is wanted; only names and shapes are looked at, so its leaves may be
+        `jax.ShapeDtypeStruct`. given: the tree of a `Pretrained`. where: it comes from, for errors.
+    Returns: the tree; the names of the top-level parts that are still fresh; and of the given parts
+      that have no place in it.
+    Raises: UserError: the encoder is missing, or names or shapes inside a part differ; listed.
+    """
+    shared = {name: given[name] for name in fresh if name in given or name == "encoder"}
+    check_fit(shared, {name: fresh[name] for name in shared}, where)
+    new = [name for name in fresh if name not in shared]
+    merged = jax.tree.map(lambda leaf: leaf, {**fresh, **shared})  # dictionaries of its own
+    return merged, new, [name for name in given if name not in fresh]
+
+
+def read_tokens(path: str | Path) -> list[str]:
+    """The new tokens in a file, one a line.
+
+    Raises: UserError with file and line: an empty line, a space inside, or a token given twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"the file of new tokens {path} does not exist")
+    tokens: dict[str, int] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}") from error
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
+        token = line.strip()
+        if not token or re.search(r"\s", token):
+            what = f"{token!r} has a space inside" if token else "the line is empty"
+            raise UserError(f"{path}:{number}: {what}; write one token a line")
+        if token in tokens:
+            raise UserError(f"{path}:{number}: {token!r} is in line {tokens[token]} already")
+        tokens[token] = number
+    if not tokens:
+        raise UserError(f"{path} has no tokens")
+    return list(tokens)
+
+
+def add_tokens(pretrained: Pretrained, tokens: Sequence[str], seed: int = 0) -> Pretrained:
+    """The model with `tokens` at the end of its vocabulary, each matched as a whole word in a text.
+
+    Their embeddings are as those of a fresh model, a truncated normal; the bias of the masked-LM
+    head grows by zeros. Old ids and rows stay as they are. Tokens that the vocabulary has already
+    (as the tokenizer normalises them) are left out, and named in the notes.
+    """
+    old = pretrained.tokenizer
+    backend = tokenizers.Tokenizer.from_str(old.backend.to_str())
+    have, normalizer = set(old.tokens), backend.normalizer
+    known = [
+        token
+        for token in tokens
+        if token in have or (normalizer and normalizer.normalize_str(token).strip() in have)
+    ]
+    new = [token for token in tokens if token not in known]
+    backend.add_tokens(
+        [tokenizers.AddedToken(token, single_word=True, normalized=True) for token in new]
+    )
+    tokenizer = Tokenizer(backend)
+    count = tokenizer.vocab_size - old.vocab_size
+    table = np.asarray(pretrained.params["encoder"]["embeddings"]["token"])
+    init = jax.nn.initializers.truncated_normal(pretrained.model["init_stddev"])
+    rows = np.asarray(init(jax.random.key(seed), (count, table.shape[1])), table.dtype)
+    encoder = dict(pretrained.params["encoder"])
+    encoder["embeddings"] = encoder["embeddings"] | {"token": np.concatenate([table, rows])}
+    params = {**pretrained.params, "encoder": encoder}
+    if "mlm_head" in params:
+        bias = np.pad(np.asarray(params["mlm_head"]["bias"]), (0, count))
+        params["mlm_head"] = params["mlm_head"] | {"bias": bias}
+    notes = [f"new tokens: {count}, with fresh embeddings (seed {seed})"]
+    if known:
+        notes.append(f"tokens that the vocabulary has already: {some(known)}")
+    return dataclasses.replace(
+        pretrained, params=params, tokenizer=tokenizer, notes=(*pretrained.notes, *notes)
+    )
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message: the first eight, and how many more there are."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return "; ".join(names[:8]) + more

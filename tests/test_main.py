@@ -71,7 +71,7 @@ MISTAKES = {
     "unknown decay": ({"optimizer.decay_from": "end"}, "known: start, warmup"),
     "warm-up too long": ({"warmup_steps": 13}, "warmup_steps=13 must lie between 0 and steps=12"),
     "mesh too large": ({"mesh.data": 4}, "does not fit 1 devices"),
-    "init from nothing": ({"init_from": "nowhere"}, "no checkpoints at .*nowhere"),
+    "init from nothing": ({"init_from": "nowhere"}, "nowhere is not a model"),
     "no config": ({"--config": None}, "config"),
     "no workdir": ({"--workdir": None}, "--workdir"),
     "missing config file": ({"--config": "nowhere.py"}, "nowhere.py"),

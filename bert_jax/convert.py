@@ -1,0 +1,71 @@
+"""Weights in and out: models of Hugging Face and TF1 releases <-> work directories.
+
+  python -m bert_jax.convert --from=hf --src=bert-base-uncased --dst=RUN
+  python -m bert_jax.convert --from=tf1 --src=uncased_L-12_H-768_A-12 --dst=RUN
+  python -m bert_jax.convert --to=hf --src=RUN --dst=FOLDER
+  python -m bert_jax.convert --src=RUN --dst=RUN2 --add_tokens=tokens.txt
+
+`--config.init_from` and `bert_jax.load` take such folders directly; this is for keeping one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+
+from bert_jax import errors, hugging_face, tf1
+from bert_jax.errors import UserError
+from bert_jax.models.layers import ACTIVATIONS
+from bert_jax.weights import Pretrained, add_tokens, open_model, read_tokens, save_model
+
+_READERS = {"run": open_model, "hf": hugging_face.read, "tf1": tf1.read}
+_WRITERS = {"run": save_model, "hf": hugging_face.write}
+_FROM = flags.DEFINE_enum("from", "run", list(_READERS), "What --src is; run: a work directory.")
+_TO = flags.DEFINE_enum("to", "run", list(_WRITERS), "What --dst becomes.")
+_SRC = flags.DEFINE_string("src", None, "Folder to read.")
+_DST = flags.DEFINE_string("dst", None, "Folder to write; new, or empty.")
+_ADD_TOKENS = flags.DEFINE_string("add_tokens", None, "File of new tokens, one a line.")
+_ACTIVATION = flags.DEFINE_enum(
+    "activation", None, list(ACTIVATIONS), "The activation it was trained with, if src is wrong."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if not _SRC.value or not _DST.value:
+        raise UserError("both --src=FOLDER and --dst=FOLDER are needed")
+    if (_FROM.value, _TO.value) == ("run", "run") and not (_ADD_TOKENS.value or _ACTIVATION.value):
+        raise UserError("nothing to do: give --from=hf, --from=tf1, --to=hf or --add_tokens=FILE")
+    tokens = read_tokens(_ADD_TOKENS.value) if _ADD_TOKENS.value else []
+    pretrained = _READERS[_FROM.value](_SRC.value)
+    if _ACTIVATION.value:
+        model = {**pretrained.model, "activation": _ACTIVATION.value}
+        pretrained = dataclasses.replace(pretrained, model=model)
+    if tokens:
+        pretrained = add_tokens(pretrained, tokens)
+    _WRITERS[_TO.value](_DST.value, pretrained)
+    print(describe(pretrained))
+    if _TO.value == "hf":
+        architecture, parts = hugging_face.architecture_of(pretrained.params)
+        left = sorted(pretrained.params.keys() - {"encoder", *parts})
+        print(f"written as {architecture}" + (f", without {', '.join(left)}" if left else ""))
+    print(f"{_SRC.value} -> {_DST.value}")
+
+
+def describe(pretrained: Pretrained) -> str:
+    """A table of the parts of a model, and its notes."""
+    lines = [f"{'part':<12}{'arrays':>7}{'parameters':>14}"]
+    for part, tree in pretrained.params.items():
+        leaves = jax.tree.leaves(tree)
+        lines.append(f"{part:<12}{len(leaves):>7}{sum(leaf.size for leaf in leaves):>14,}")
+    model, tokenizer = pretrained.model, pretrained.tokenizer
+    lines.append(
+        f"{model['layers']} layers, width {model['width']}, {model['heads']} heads, "
+        f"{model['activation']}; {tokenizer.vocab_size:,} tokens ({tokenizer.kind})"
+    )
+    return "\n".join([*lines, *pretrained.notes])
+
+
+if __name__ == "__main__":
+    errors.run(main)
