@@ -83,7 +83,7 @@ class Answering:
             if name not in known:
                 raise UserError(f"custom.{name} is unknown; known: {', '.join(known)}")
             default = known[name]
-            if type(value) not in {type(default), int if name == "threshold" else None}:
+            if type(value) not in ((int, float) if name == "threshold" else (type(default),)):
                 raise UserError(f"custom.{name}={value!r} must be like {default!r}")
             if type(default) is int and value < 1:
                 raise UserError(f"custom.{name}={value} must be at least 1")
@@ -137,8 +137,9 @@ class Answering:
     ) -> list[Feature]:
         """A feature for each window: [CLS] question [SEP] window [SEP], segments 0 and 1.
 
-        With `train`, start and end int32[]: positions of the first and last piece of the answer, 0
-        ([CLS]) where the window does not hold all of it. Otherwise info is its `Window`.
+        The question is cut to `max_query` pieces. With `train`, start and end int32[]: positions of
+        the first and last piece of the answer, 0 ([CLS]) where the window does not hold all of it.
+        Otherwise info is the `Window`.
 
         Raises: UserError where the question leaves no room for the passage.
         """
@@ -152,8 +153,8 @@ class Answering:
             room = max_length - first - 1
             if room < 1:
                 raise UserError(
-                    f"{example.where}: max_length={max_length} leaves no room beside the question; "
-                    f"raise it above {first + 1} or lower max_query={self.max_query}"
+                    f"{example.where or 'a question'}: max_length={max_length} leaves no room for "
+                    f"the passage; raise it above {first + 1} or lower max_query={self.max_query}"
                 )
             answer = None
             if train and not example.impossible:
@@ -238,10 +239,11 @@ class Answering:
         """The row with the threshold of the best F1; below all odds where no answer pays."""
         if not self.unanswerable:
             return self
-        scores, answered, answerable, odds = self._null_scores(examples, predictions)
-        best, threshold = squad_score.best_threshold(scores[:, 1], answered, answerable, odds)
-        if best <= 1 - answerable.mean():
-            threshold = float(odds.min()) - 1
+        scores, *rest = self._null_scores(examples, predictions)
+        rising, means = squad_score.threshold_curve(scores[:, 1], *rest)
+        means[1:-1][rising[:-1] == rising[1:]] = -1  # no threshold parts equal odds
+        best = int(means.argmax())
+        threshold = float(rising[best - 1]) if best else float(rising[0]) - 1
         return dataclasses.replace(self, threshold=threshold)
 
     def _null_scores(self, examples: Sequence[Question], predictions: Sequence[Answer]) -> _Scores:
