@@ -167,6 +167,7 @@ def plot_lengths(path: Path, golds: Sequence[Sequence[str]], f1: np.ndarray, sco
 
 def _save(figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
-    return path
+    return temporary.replace(path)
