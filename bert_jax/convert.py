@@ -55,10 +55,10 @@ def main(argv: Sequence[str]) -> None:
 
 def describe(pretrained: Pretrained) -> str:
     """A table of the parts of a model, and its notes."""
-    lines = [f"{'part':<12}{'arrays':>7}{'parameters':>14}"]
+    lines = [f"{'part':<12} {'arrays':>6} {'parameters':>13}"]
     for part, tree in pretrained.params.items():
         leaves = jax.tree.leaves(tree)
-        lines.append(f"{part:<12}{len(leaves):>7}{sum(leaf.size for leaf in leaves):>14,}")
+        lines.append(f"{part:<12} {len(leaves):>6} {sum(leaf.size for leaf in leaves):>13,}")
     model, tokenizer = pretrained.model, pretrained.tokenizer
     lines.append(
         f"{model['layers']} layers, width {model['width']}, {model['heads']} heads, "

@@ -1,15 +1,9 @@
-"""Hugging Face folders of BERT: config.json, model.safetensors and the tokenizer, in and out.
-
-Every array has one row in the table that `_layout` makes; reading and writing both follow it. A
-linear layer's weight is [out, in] there and [in, out] here; the queries', keys' and values' outputs
-and the attention output's inputs are one axis there and [N, H] here.
-"""
+"""Hugging Face folders of BERT: config.json, model.safetensors and the tokenizer, in and out."""
 
 import dataclasses
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +13,16 @@ import safetensors.numpy
 import tokenizers
 from tokenizers import processors
 
+from bert_jax import tasks
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.models.encoder import EncoderConfig
-from bert_jax.weights import Pretrained, new_folder, some
+from bert_jax.published import CLASSIFIER, PARTS, RATES, SIZES, TIED, layout, model_section
+from bert_jax.tasks.choice import Choice
+from bert_jax.tasks.classification import Classification
+from bert_jax.tasks.squad import Answering
+from bert_jax.tasks.tagging import Tagging
+from bert_jax.weights import Pretrained, new_folder, read_json, some
 
 # Their classes, and which parts ours must have besides the encoder; the first that fits is written.
 _ARCHITECTURES = [
@@ -37,109 +36,6 @@ _ARCHITECTURES = [
     ("BertModel", ("pooler",)),
     ("BertModel", ()),
 ]
-_PARTS = {  # ours, and how the names of theirs begin; several are called "classifier" there
-    "pooler": "bert.pooler.",
-    "mlm_head": "cls.predictions.",
-    "nsp_head": "cls.seq_relationship",
-    "classifier": "classifier",
-    "tag_head": "classifier",
-    "choice_head": "classifier",
-    "span_head": "qa_outputs",
-}
-_CLASSIFIER = {"BertForTokenClassification": "tag_head", "BertForMultipleChoice": "choice_head"}
-_ACTIVATIONS = {  # theirs, ours
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-}
-_SIZES = {  # theirs, ours
-    "num_hidden_layers": "layers",
-    "hidden_size": "width",
-    "num_attention_heads": "heads",
-    "intermediate_size": "feed_forward",
-    "max_position_embeddings": "max_positions",
-    "type_vocab_size": "segment_types",
-}
-_RATES = {  # theirs, ours
-    "hidden_dropout_prob": "hidden_dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "initializer_range": "init_stddev",
-    "layer_norm_eps": "norm_epsilon",
-}
-_DEFAULT_RATES = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "init_stddev": 0.02}
-_TIED = {  # copies that some files hold, or hold instead
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-    """Their name of an array; the shape of ours; of a kernel, how many axes are its inputs."""
-
-    theirs: str
-    shape: tuple[int, ...]
-    inputs: int = 0
-
-    @property
-    def their_shape(self) -> tuple[int, ...]:
-        if self.inputs:
-            return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
-        return self.shape if self.theirs.endswith("embeddings.weight") else (math.prod(self.shape),)
-
-    def to_ours(self, value: np.ndarray) -> np.ndarray:
-        value = value.T if self.inputs else value
-        return np.ascontiguousarray(value.reshape(self.shape), np.float32)
-
-    def to_theirs(self, value: np.ndarray) -> np.ndarray:
-        value = value.reshape(self.their_shape[::-1]).T if self.inputs else value
-        return np.ascontiguousarray(value.reshape(self.their_shape), np.float32)
-
-
-def _layout(c: EncoderConfig, parts: Mapping[str, int]) -> dict[str, _Array]:
-    """Our name of every array of the encoder and of `parts` -> theirs.
-
-    parts: names of ours, with the number of classes where there are any.
-    """
-    table: dict[str, _Array] = {}
-    width, split, inner = (c.width,), (c.heads, c.head_width), (c.feed_forward,)
-
-    def dense(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
-        table[f"{ours}/kernel"] = _Array(f"{theirs}.weight", inputs + outputs, len(inputs))
-        table[f"{ours}/bias"] = _Array(f"{theirs}.bias", outputs)
-
-    def norm(ours: str, theirs: str) -> None:
-        table[f"{ours}/scale"] = _Array(f"{theirs}.weight", width)
-        table[f"{ours}/bias"] = _Array(f"{theirs}.bias", width)
-
-    rows = {"token": c.vocab_size, "position": c.max_positions, "segment": c.segment_types}
-    names = {"token": "word", "position": "position", "segment": "token_type"}
-    for name, size in rows.items():
-        theirs = f"bert.embeddings.{names[name]}_embeddings.weight"
-        table[f"encoder/embeddings/{name}"] = _Array(theirs, (size, c.width))
-    norm("encoder/embeddings/norm", "bert.embeddings.LayerNorm")
-    for layer in range(c.layers):
-        ours, theirs = f"encoder/layer_{layer}", f"bert.encoder.layer.{layer}"
-        for name in ("query", "key", "value"):
-            dense(f"{ours}/attention/{name}", f"{theirs}.attention.self.{name}", width, split)
-        dense(f"{ours}/attention/output", f"{theirs}.attention.output.dense", split, width)
-        norm(f"{ours}/attention_norm", f"{theirs}.attention.output.LayerNorm")
-        dense(f"{ours}/feed_forward/inner", f"{theirs}.intermediate.dense", width, inner)
-        dense(f"{ours}/feed_forward/outer", f"{theirs}.output.dense", inner, width)
-        norm(f"{ours}/feed_forward_norm", f"{theirs}.output.LayerNorm")
-    for part, classes in parts.items():
-        if part == "pooler":
-            dense("pooler/dense", "bert.pooler.dense", width, width)
-        elif part == "mlm_head":
-            dense("mlm_head/dense", "cls.predictions.transform.dense", width, width)
-            norm("mlm_head/norm", "cls.predictions.transform.LayerNorm")
-            table["mlm_head/bias"] = _Array("cls.predictions.bias", (c.vocab_size,))
-        else:
-            dense(f"{part}/dense", _PARTS[part], width, (classes,))
-    return table
 
 
 def read(folder: str | Path) -> Pretrained:
@@ -150,18 +46,18 @@ def read(folder: str | Path) -> Pretrained:
         something does not fit; names and shapes are listed.
     """
     folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    config = read_json(folder / "config.json")
     _check_kind(config, folder)
     theirs = dict(_arrays(folder, config))
-    settings = folder / "tokenizer_config.json"
-    says = {}
-    if settings.exists():
-        given = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case")
-        says = {} if given is None else {f"{settings.name} (do_lower_case)": bool(given)}
+    if (folder / "added_tokens.json").exists() and not (folder / "tokenizer.json").exists():
+        raise UserError(
+            f"{folder} has added_tokens.json but no tokenizer.json, which is needed to match them; "
+            "save the tokenizer again with a newer transformers"
+        )
     tokenizer = load_tokenizer(folder)
+    settings = folder / "tokenizer_config.json"
+    given = read_json(settings).get("do_lower_case") if settings.exists() else None
+    says = {} if given is None else {f"{settings.name} (do_lower_case)": bool(given)}
     check_case(tokenizer, folder, says)
     return assemble(config, theirs, tokenizer, folder)
 
@@ -189,7 +85,7 @@ def assemble(
     if not any(name.startswith("bert.") for name in theirs):  # of a bare BertModel
         theirs = {f"bert.{name}": value for name, value in theirs.items()}
     theirs.pop("bert.embeddings.position_ids", None)  # 0, 1, 2, ...
-    for copy, original in _TIED.items():
+    for copy, original in TIED.items():
         value = theirs.pop(copy, None)
         if value is not None and not np.array_equal(value, theirs.setdefault(original, value)):
             raise UserError(
@@ -197,14 +93,14 @@ def assemble(
                 "to the embeddings, is not supported"
             )
     architecture = (config.get("architectures") or [""])[0]
-    model, c = _model(config, where)
+    model, c = model_section(config, where)
     parts = {}
-    for part, prefix in _PARTS.items():
-        own = prefix != "classifier" or part == _CLASSIFIER.get(architecture, "classifier")
+    for part, prefix in PARTS.items():
+        own = prefix != "classifier" or part == CLASSIFIER.get(architecture, "classifier")
         if own and any(name.startswith(prefix) for name in theirs):
             weight = theirs.get(f"{prefix}.weight")
             parts[part] = 0 if weight is None else len(weight)
-    table = _layout(c, parts)
+    table = layout(c, parts)
     wrong = []
     for array in table.values():
         found = theirs.get(array.theirs)
@@ -235,7 +131,7 @@ def assemble(
     unused = sorted(theirs.keys() - {array.theirs for array in table.values()})
     if unused:
         notes.append(f"not used: {', '.join(unused)}")
-    return Pretrained(model, params, tokenizer, None, tuple(notes))
+    return Pretrained(model, params, tokenizer, _task(config, parts), tuple(notes))
 
 
 def write(folder: str | Path, pretrained: Pretrained) -> None:
@@ -255,18 +151,14 @@ def write(folder: str | Path, pretrained: Pretrained) -> None:
         "architectures": [architecture],
         "model_type": "bert",
         "vocab_size": c.vocab_size,
-        **{theirs: getattr(c, ours) for theirs, ours in (_SIZES | _RATES).items()},
+        **{theirs: getattr(c, ours) for theirs, ours in (SIZES | RATES).items()},
         "hidden_act": "gelu_new" if c.activation == "gelu_tanh" else c.activation,
-        "position_embedding_type": "absolute",
         "pad_token_id": tokenizer.pad_id,
-        "torch_dtype": "float32",
     }
-    classes = {
-        part: params[part]["dense"]["bias"].shape[0] if part not in ("pooler", "mlm_head") else 0
-        for part in parts
-    }
+    classes = {part: params[part]["dense"]["bias"].shape[0] for part in parts}
+    config |= _labels(pretrained.task or {}, classes)
     arrays = {}
-    for name, array in _layout(c, classes).items():
+    for name, array in layout(c, classes).items():
         value: Any = params
         for key in name.split("/"):
             value = value[key]
@@ -283,7 +175,7 @@ def architecture_of(params: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
 
     Raises: UserError: there is none.
     """
-    strange = params.keys() - _PARTS.keys() - {"encoder"}
+    strange = params.keys() - PARTS.keys() - {"encoder"}
     if strange:
         raise UserError(f"transformers has no BERT with {', '.join(sorted(strange))}")
     return next(row for row in _ARCHITECTURES if set(row[1]) <= params.keys())
@@ -326,26 +218,45 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"{folder / 'config.json'}: not supported: {'; '.join(wrong)}")
 
 
-def _model(config: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], EncoderConfig]:
-    """The `model` section that a BERT config means, and the encoder with all its rows."""
-    missing = [name for name in (*_SIZES, "vocab_size", "hidden_act") if name not in config]
-    if missing:
-        raise UserError(f"{where}: the config lacks {', '.join(missing)}")
-    if config["hidden_act"] not in _ACTIVATIONS:
-        raise UserError(
-            f"{where}: hidden_act={config['hidden_act']} is not supported; "
-            f"known: {', '.join(_ACTIVATIONS)}"
-        )
-    model = {
-        **{ours: config[theirs] for theirs, ours in _SIZES.items()},
-        "head_width": 0,
-        "activation": _ACTIVATIONS[config["hidden_act"]],
-        **_DEFAULT_RATES,
-        **{ours: config[theirs] for theirs, ours in _RATES.items() if theirs in config},
-        "scan_layers": False,
-        "remat": False,
+def _task(config: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any] | None:
+    """The row of a task for a user's own data that fits the head, with its label names."""
+    labels = _names((config.get("id2label") or {}).items(), parts)
+    if "classifier" in parts:
+        numbers = config.get("problem_type") == "regression" or len(labels) == 1
+        several = config.get("problem_type") == "multi_label_classification"
+        if numbers:
+            return tasks.to_dict(Classification.custom(label=",".join(labels), kind="numbers"))
+        row = Classification.custom(kind="multi" if several else "single")
+        return tasks.to_dict(dataclasses.replace(row, labels=labels))
+    if "tag_head" in parts:
+        return tasks.to_dict(dataclasses.replace(Tagging.custom(), labels=labels))
+    if "choice_head" in parts:
+        return tasks.to_dict(Choice.custom())
+    return tasks.to_dict(Answering.custom()) if "span_head" in parts else None
+
+
+def _labels(task: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any]:
+    """What a config says of the classes of a head."""
+    if not {"classifier", "tag_head"} & parts.keys():
+        return {}
+    kind = task.get("kind", "single")
+    given = [column[0] for column in task["label"]] if kind == "numbers" else task.get("labels", ())
+    labels = _names(enumerate(given), parts)
+    problems = {
+        "single": "single_label_classification",
+        "multi": "multi_label_classification",
+        "numbers": "regression",
     }
-    return model, encoder_config(model, config["vocab_size"], "float32")
+    problem = {"problem_type": problems[kind]} if "classifier" in parts else {}
+    numbered = {label: number for number, label in enumerate(labels)}
+    return {"id2label": dict(enumerate(labels)), "label2id": numbered, **problem}
+
+
+def _names(given: Iterable[tuple[Any, Any]], parts: Mapping[str, int]) -> tuple[str, ...]:
+    """A name for each class of a head, as transformers calls those that have none."""
+    names = {int(number): str(name) for number, name in given}
+    count = max(parts.get("classifier", 0), parts.get("tag_head", 0))
+    return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
 
 
 def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
@@ -354,7 +265,7 @@ def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.n
     if (folder / "model.safetensors").exists():
         files = ["model.safetensors"]
     elif index.exists():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = sorted(set(read_json(index)["weight_map"].values()))
     else:
         others = [
             p.name for s in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack") for p in folder.glob(s)

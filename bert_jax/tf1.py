@@ -6,7 +6,6 @@ is a sorted string table in LevelDB's format (doc/table_format.md), from the var
 data files the bytes are. Everything that is read is checked against its CRC-32C.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.hugging_face import assemble, check_case
-from bert_jax.weights import Pretrained
+from bert_jax.weights import Pretrained, read_json
 
 _MAGIC = 0xDB4775248B80FB57
 _DTYPES = {1: "<f4", 2: "<f8", 14: ml_dtypes.bfloat16, 19: "<f2"}  # tensorflow DataType
@@ -45,9 +44,7 @@ def read(folder: str | Path) -> Pretrained:
     if len(indices) != 1:
         found = ", ".join(path.name for path in indices) or "none"
         raise UserError(f"{folder} must hold one checkpoint (NAME.ckpt.index), it has: {found}")
-    if not (folder / "bert_config.json").is_file():
-        raise UserError(f"{folder} has no bert_config.json")
-    config = json.loads((folder / "bert_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "bert_config.json")
     tokenizer = load_tokenizer(folder / "vocab.txt")
     named = re.search(r"(?:^|[_-])(un)?cased(?:[_-]|$)", folder.resolve().name)
     check_case(tokenizer, folder, {"the folder's name": named[1] == "un"} if named else {})
@@ -176,7 +173,7 @@ def _masked(crc: int) -> int:
 
 def _crc_table() -> np.ndarray:
     """uint32[65536]: the register after two bytes, by the Castagnoli polynomial."""
-    table = np.arange(1 << 16, dtype=np.uint32)
+    table: np.ndarray = np.arange(1 << 16, dtype=np.uint32)
     for _ in range(16):
         table = (table >> 1) ^ ((table & 1) * np.uint32(0x82F63B78))
     return table

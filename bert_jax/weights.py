@@ -51,18 +51,25 @@ def open_model(path: str | Path) -> Pretrained:
             f"{path} is not a model: it has neither the config.json of a run or of Hugging Face "
             "nor the bert_config.json of a TF1 release"
         )
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    return _read_run(path, config) if "model" in config else hugging_face.read(path)
+    config = read_json(path / "config.json")
+    if "model" not in config:
+        return hugging_face.read(path)
+    task = read_json(path / "task.json") if (path / "task.json").exists() else None
+    return Pretrained(config["model"], load_params(path), load_tokenizer(path / "tokenizer"), task)
 
 
-def _read_run(path: Path, config: Mapping[str, Any]) -> Pretrained:
-    task = path / "task.json"
-    return Pretrained(
-        config["model"],
-        load_params(path),
-        load_tokenizer(path / "tokenizer"),
-        json.loads(task.read_text(encoding="utf-8")) if task.exists() else None,
-    )
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises: UserError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
 
 
 def save_model(folder: str | Path, pretrained: Pretrained) -> None:
