@@ -128,7 +128,9 @@ def test_fuzz_against_the_written_out_rules():
         gold = [random.choices(tags, k=random.randint(1, 7)) for _ in range(random.randint(1, 3))]
         # Most tags are kept, so that entities are often right.
         kept = random.random()
-        predicted = [[t if random.random() < kept else random.choice(tags) for t in s] for s in gold]
+        predicted = [
+            [t if random.random() < kept else random.choice(tags) for t in s] for s in gold
+        ]
         expected, accuracy = _reference(gold, predicted)
         counts = conll.count(gold, predicted)
         for name in ("gold", "found", "correct"):

@@ -12,19 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Tag
-from bert_jax.tasks import conll, rows
+from bert_jax.tasks import conll, plots, rows
 from bert_jax.tasks.base import Feature, Source, write_whole
 from bert_jax.tasks.conll import Sentence
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 _Unit = tuple[int, int, int]  # place of a piece; first word and end of the words that it tags
 
@@ -232,34 +228,17 @@ class Tagging:
 
     def plot(
         self, path: Path, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]
-    ) -> Path:
-        """Types of gold entities against the types predicted for the same spans."""
-        gold, predicted = self._scored(examples, predictions)
-        pairs: collections.Counter[tuple[str, str]] = collections.Counter()
-        for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
-            true, found = (
-                {(start, end): kind for kind, start, end in conll.chunks(tags)}
-                for tags in (gold_tags, predicted_tags)
-            )
-            pairs.update(
-                (true.get(span, "spurious"), found.get(span, "missed")) for span in true | found
-            )
-        kinds = sorted({kind for pair in pairs for kind in pair} - {"spurious", "missed"})
-        sides = [*kinds, "spurious"], [*kinds, "missed"]
-        table = np.array([[pairs[a, b] for b in sides[1]] for a in sides[0]])
-        shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-        size = 2 + 0.6 * len(kinds)
-        figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), number in np.ndenumerate(table):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(number), ha="center", va="center", color=colour)
-        axes.set_xticks(range(len(sides[1])), sides[1], rotation=45, ha="right")
-        axes.set_yticks(range(len(sides[0])), sides[0])
-        axes.set(title=self.name, xlabel="predicted", ylabel="gold")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
-        plt.close(figure)
+    ) -> Path | None:
+        """Gold types against those predicted for the same spans; "none": spurious, or missed."""
+        if any(example.tags is None for example in examples):
+            return None
+        pairs = []
+        for sides in zip(*self._scored(examples, predictions), strict=True):
+            true, found = ({tuple(span): kind for kind, *span in conll.chunks(s)} for s in sides)
+            pairs += [(true.get(span, "none"), found.get(span, "none")) for span in true | found]
+        kinds = sorted({kind for pair in pairs for kind in pair} - {"none"})
+        gold, predicted = zip(*pairs, strict=True) if pairs else ((), ())
+        plots.confusion(path, [*kinds, "none"], gold, predicted)
         return path
 
 
