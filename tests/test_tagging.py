@@ -238,8 +238,9 @@ def test_predictions_are_written_and_read(tmp_path, joined):
         Sentence("1", ("d",), ("O",), "x:5"),
     ]
     predictions = [("B-PER", "O", "I-PER"), ("B-PER",)]
-    (path,) = task.write(tmp_path, "dev", examples, predictions)
-    assert path.name == "dev_predictions.conll"
+    path, table = task.write(tmp_path, "dev", examples, predictions)
+    assert (path.name, table.name) == ("dev_predictions.conll", "dev_conlleval.txt")
+    assert table.read_text().startswith(f"processed {3 if joined else 4} tokens with 1 phrases;")
     between = "\t" if joined else " "
     lines = path.read_text().split("\n")
     assert lines[0] == between.join((words[0], "B-PER", "B-PER"))

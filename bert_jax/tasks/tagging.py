@@ -188,10 +188,6 @@ class Tagging:
             scores["char_macro_f1"] = conll.character_f1(gold, predicted, labels)
         return {**scores, **{f"f1_{kind}": row.f1 for kind, row in counts.items()}}
 
-    def report(self, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]) -> str:
-        """The table that conlleval prints."""
-        return conll.report(*self._scored(examples, predictions))
-
     def baseline(
         self, train: Sequence[Sentence], examples: Sequence[Sentence]
     ) -> list[tuple[str, ...]]:
@@ -213,14 +209,19 @@ class Tagging:
         """SPLIT_predictions.conll: word, gold tag where there is one, predicted tag.
 
         conlleval reads it as it is; of running text, where words may be spaces, tabs separate.
+        What conlleval says of it is in SPLIT_conlleval.txt, where there are gold tags.
         """
         lines = []
         for example, tags in zip(examples, predictions, strict=True):
             columns = [example.words, *([example.tags] if example.tags else []), tags]
             separator = "\t" if self.joined else " "
             lines += [separator.join(row) for row in zip(*columns, strict=True)] + [""]
-        path = folder / f"{split}_predictions.conll"
-        return [write_whole(path, "".join(line + "\n" for line in lines))]
+        text = "".join(line + "\n" for line in lines)
+        paths = [write_whole(folder / f"{split}_predictions.conll", text)]
+        if all(example.tags is not None for example in examples):
+            report = conll.report(*self._scored(examples, predictions))
+            paths.append(write_whole(folder / f"{split}_conlleval.txt", report))
+        return paths
 
     def read_predictions(self, path: Path, examples: Sequence[Sentence]) -> list[tuple[str, ...]]:
         """The last column of a CoNLL file with the same sentences."""
