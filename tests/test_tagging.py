@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 
 import jax
 import numpy as np
@@ -161,6 +162,17 @@ def test_several_pieces_of_one_character_are_tagged_by_the_first():
     (feature,) = task.featurise([sentence], tokenizer, 16, train=True)
     assert len(feature.arrays["tokens"]) == 2 + 6
     assert np.flatnonzero(feature.arrays["token_labels"] >= 0).tolist() == [1, 4]
+    assert _back(task, [sentence], [feature]) == [sentence.tags]
+
+
+def test_letters_that_the_tokenizer_composes_belong_to_the_piece():
+    tokenizer = wordpiece_tokenizer([*SPECIAL, "김", "##가", "cafe"], lowercase=True)
+    text = unicodedata.normalize("NFD", "김가 Café 김")
+    tags = "B-PS I-PS I-PS O O O B-OG I-OG I-OG I-OG I-OG O B-PS I-PS I-PS"
+    sentence = _text(text, tags)
+    task = Tagging("custom", joined=True).fit([sentence])
+    (feature,) = task.featurise([sentence], tokenizer, 16, train=True)
+    assert feature.info[:, 1:].tolist() == [[0, 3], [3, 5], [6, 11], [12, 15]]
     assert _back(task, [sentence], [feature]) == [sentence.tags]
 
 

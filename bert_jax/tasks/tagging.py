@@ -279,7 +279,11 @@ def _pieces_of_text(
         words = [place for place, word in enumerate(example.words) for _ in word]
         units = []
         covered = 0  # several pieces can share a character, which the first of them tags
-        for place, (start, end) in enumerate(encoding.offsets):
+        limits = [*(start for start, _ in encoding.offsets[1:]), len(text)]
+        pieces = zip(encoding.offsets, limits, strict=False)  # without any piece there is a limit
+        for place, ((start, end), limit) in enumerate(pieces):
+            while end < limit and not text[end].isspace():  # accents, letters that were composed
+                end += 1
             while start < end and text[start].isspace():  # unigram pieces begin with the space
                 start += 1
             if start < end and words[end - 1] >= covered:
