@@ -1,23 +1,30 @@
-"""Using a trained model: `bert_jax.load(RUN)` -> fill_mask, embed, hidden_states."""
+"""Using a trained model: `bert_jax.load(PATH)` -> fill_mask, embed, hidden_states.
+
+A fine-tuned model also has what it was fine-tuned for: classify, answer, tag or choose.
+"""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.checkpoint import load_params
+from bert_jax import tasks
 from bert_jax.config import encoder_config
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.data.buckets import Arrays, eval_batches
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
-
-Text = str | tuple[str, str]  # a text, or a pair of texts
+from bert_jax.task_inference import TaskModel, Text, as_list, batch_rows
+from bert_jax.weights import open_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,33 +36,38 @@ class Guess:
 
 
 def load(path: str | Path, dtype: str = "auto") -> "Model":
-    """Opens the work directory of a run, with the parameters of its newest checkpoint.
+    """Opens a model: the work directory of a run, a Hugging Face folder, or a TF1 release.
 
     Raises:
-      UserError: the folder is not that of a run, or has no checkpoint yet.
+      UserError: the folder is none of these, or has no checkpoint yet.
     """
-    path = Path(path)
-    if not (path / "config.json").exists():
-        raise UserError(f"{path} is not the work directory of a run (it has no config.json)")
-    config = json.loads((path / "config.json").read_text())
-    tokenizer = load_tokenizer(path / "tokenizer")
-    encoder = encoder_config(config["model"], tokenizer.vocab_size, dtype)
-    return Model(encoder, load_params(path), tokenizer)
+    opened = open_model(path)
+    encoder = encoder_config(opened.model, opened.tokenizer.vocab_size, dtype)
+    model = Model(encoder, opened.params, opened.tokenizer)
+    if opened.task is None:
+        return model
+    file = Path(path) / "config.json"
+    run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if "model" not in run:  # not one of ours
+        run = {}
+    settings = {n: run[n] for n in ("features", "bilstm", "bilstm_width") if n in run}
+    model.set_task(tasks.from_dict(opened.task), Body(encoder, **settings), run.get("max_length"))
+    return model
 
 
-class Model:
-    """A trained encoder with its tokenizer; every method takes any number of texts."""
+class Model(TaskModel):
+    """A trained model with its tokenizer; every method takes any number of texts."""
 
     def __init__(self, encoder: EncoderConfig, params: Any, tokenizer: Tokenizer):
         """params: the tree of a checkpoint; only the parts a method uses need be there."""
-        self.encoder, self.params, self.tokenizer = encoder, params, tokenizer
+        super().__init__(encoder, params, tokenizer)
 
-        @jax.jit
-        def states(params: Any, tokens: jax.Array, segments: jax.Array, lengths: jax.Array):
-            mask = padding_mask(lengths, tokens.shape[1])
-            return apply(
-                Encoder(encoder), params["encoder"], tokens, segments, mask, every_layer=True
-            )
+        @functools.partial(jax.jit, static_argnames="layers")
+        def states(params: Any, batch: Mapping[str, jax.Array], layers: tuple[int, ...]):
+            tokens = batch["tokens"]
+            inputs = tokens, batch["segments"], padding_mask(batch["lengths"], tokens.shape[1])
+            every = apply(Encoder(encoder), params["encoder"], *inputs, every_layer=True)
+            return jnp.stack([every[layer] for layer in layers], axis=1)
 
         @jax.jit
         def fill(params: Any, hidden: jax.Array) -> jax.Array:
@@ -74,12 +86,10 @@ class Model:
             The longer text of a pair is cut first.
         Returns: float32 [L + 1, S, D] for each text, S its own length with [CLS] and [SEP].
         """
-        encoded = [self._encode(text, max_length) for text in _as_list(texts)]
-        results: list[np.ndarray | None] = [None] * len(encoded)
-        for rows, hidden in self._run(encoded, batch_size):
-            for row, index in enumerate(rows):
-                results[index] = hidden[:, row, : len(encoded[index][0])].astype(np.float32)
-        return [result for result in results if result is not None]
+        encoded = [self._encode(text, max_length) for text in as_list(texts)]
+        every = range(self.encoder.layers + 1)
+        found = dict(self.activations(encoded, every, batch_size))
+        return [found[index] for index in range(len(encoded))]
 
     def embed(
         self, texts: Sequence[Text], pooling: str = "mean", max_length: int | None = None
@@ -90,9 +100,11 @@ class Model:
         """
         if pooling not in ("mean", "cls"):
             raise UserError(f"pooling {pooling!r} is unknown; known: mean, cls")
-        last = [states[-1] for states in self.hidden_states(texts, max_length)]
-        vectors = [hidden.mean(axis=0) if pooling == "mean" else hidden[0] for hidden in last]
-        return np.stack(vectors) if vectors else np.zeros((0, self.encoder.width), np.float32)
+        encoded = [self._encode(text, max_length) for text in as_list(texts)]
+        vectors = np.zeros((len(encoded), self.encoder.width), np.float32)
+        for index, hidden in self.activations(encoded, [-1]):
+            vectors[index] = hidden[0].mean(axis=0) if pooling == "mean" else hidden[0, 0]
+        return vectors
 
     def fill_mask(self, text: Text, top: int = 5) -> list[list[Guess]]:
         """For each [MASK] in the text (or pair), the `top` most probable tokens, best first.
@@ -102,20 +114,37 @@ class Model:
         if "mlm_head" not in self.params:
             raise UserError("this model has no masked-LM head")
         encoded = self._encode(text, None)
-        places = np.flatnonzero(encoded[0] == self.tokenizer.mask_id)
+        places = np.flatnonzero(encoded["tokens"] == self.tokenizer.mask_id)
         if not len(places):
-            mask = self.tokenizer.tokens[self.tokenizer.mask_id]
-            raise UserError(f"there is no {mask} in the first {len(encoded[0])} tokens of the text")
-        (_, hidden), *_ = self._run([encoded], 1)
-        probabilities = np.asarray(self._fill(self.params, hidden[-1][:, places]))[0]
+            mask, length = self.tokenizer.tokens[self.tokenizer.mask_id], len(encoded["tokens"])
+            raise UserError(f"there is no {mask} in the first {length} tokens of the text")
+        ((_, hidden),) = self.activations([encoded], [-1])
+        probabilities = np.asarray(self._fill(self.params, hidden[:, places]))[0]
         best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [
             [Guess(self.tokenizer.tokens[i], float(row[i])) for i in guesses]
             for row, guesses in zip(probabilities, best, strict=True)
         ]
 
-    def _encode(self, text: Text, max_length: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and segments int32[S] of [CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""
+    def activations(
+        self, sequences: Sequence[Arrays], layers: Sequence[int], batch_size: int = 32
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, float32 [K, S, D]) of each sequence, in no particular order.
+
+        Args:
+          sequences: "tokens" and "segments" int32[S] of each.
+          layers: K of the hidden states 0 (the embeddings) .. L; from the last backwards: -1 ..
+        """
+        pad, longest = self.tokenizer.pad_id, self.encoder.max_positions
+        size = batch_rows(len(sequences), batch_size)
+        for rows, batch in eval_batches(sequences, size, pad, longest):
+            hidden = np.asarray(self._states(self.params, batch, tuple(layers)))
+            for row, index in enumerate(rows):
+                length = len(sequences[index]["tokens"])
+                yield int(index), hidden[row, :, :length].astype(np.float32)
+
+    def _encode(self, text: Text, max_length: int | None) -> dict[str, np.ndarray]:
+        """Tokens and segments int32[S] of [CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""
         longest = self.encoder.max_positions
         limit = longest if max_length is None else max_length
         parts = (text,) if isinstance(text, str) else text
@@ -128,30 +157,6 @@ class Model:
         for segment, piece in enumerate(pieces):
             tokens += [*piece, self.tokenizer.sep_id]
             segments += [segment] * (len(piece) + 1)
-        return np.array(tokens, np.int32), np.array(segments, np.int32)
+        return {"tokens": np.array(tokens, np.int32), "segments": np.array(segments, np.int32)}
 
-    def _run(self, encoded: list[tuple[np.ndarray, np.ndarray]], batch_size: int):
-        """Yields (indices, hidden [L + 1, B, S, D]) over batches of texts of similar length.
-
-        Lengths are rounded up to 16, 32, 64, ... so that few programs are compiled.
-        """
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            longest = max(len(encoded[index][0]) for index in rows)
-            width = min(max(16, 1 << (longest - 1).bit_length()), self.encoder.max_positions)
-            size = min(batch_size, 1 << (len(rows) - 1).bit_length())
-            tokens = np.full((size, width), self.tokenizer.pad_id, np.int32)
-            segments = np.zeros((size, width), np.int32)
-            lengths = np.ones(size, np.int32)
-            for row, index in enumerate(rows):
-                lengths[row] = len(encoded[index][0])
-                tokens[row, : lengths[row]], segments[row, : lengths[row]] = encoded[index]
-            hidden = self._states(self.params, tokens, segments, lengths)
-            yield rows, np.asarray(hidden)
-
-
-def _as_list(texts: Sequence[Text]) -> Sequence[Text]:
-    if isinstance(texts, str):
-        raise UserError("a list of texts (or of pairs) is expected, not one string")
-    return texts
+    # What it was fine-tuned for.

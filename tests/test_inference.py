@@ -115,8 +115,8 @@ def test_by_default_texts_are_cut_where_the_model_ends(model):
     ],
 )
 def test_the_longer_text_of_a_pair_is_cut_first(model, first, second, max_length, kept):
-    tokens, segments = model._encode((" ".join(["ship"] * first), " ".join(["bee"] * second)),
-                                     max_length)  # fmt: skip
+    pair = " ".join(["ship"] * first), " ".join(["bee"] * second)
+    tokens, segments = model._encode(pair, max_length).values()
     t = model.tokenizer
     ship, bee = ids(model, "ship"), ids(model, "bee")
     assert tokens.tolist() == [t.cls_id, *ship * kept[0], t.sep_id, *bee * kept[1], t.sep_id]
@@ -194,7 +194,7 @@ def test_one_string_is_not_a_list_of_texts(model):
 
 
 def test_folders_that_hold_no_model(trained, tmp_path):
-    with pytest.raises(UserError, match="is not the work directory of a run"):
+    with pytest.raises(UserError, match="is not a model"):
         bert_jax.load(tmp_path)
     for name in ("config.json", "tokenizer"):
         copy = shutil.copytree if (trained / name).is_dir() else shutil.copy

@@ -1,0 +1,177 @@
+"""Activations of a frozen model for every line of a text file.
+
+  python -m bert_jax.features --checkpoint=RUN_OR_HF --input=texts.txt --output=features.npz \
+      --layers=-1,-2 --level=words
+
+One text a line; an empty line is a text without pieces and keeps its place. Texts are split at
+white space and then into pieces; special tokens written in them are text. A text over the length is
+read in windows that overlap by half, and each piece is taken from the one that gives it the most
+context, so nothing is cut off. The .npz holds, for N rows over T texts and K layers:
+  vectors  float32 [N, K, D]; rows of pieces, of words (their first pieces, BERT paper, section
+           5.3) or of whole texts (the mean of their pieces, zeros without any; then N = T);
+           [CLS] and [SEP] are seen by the model but have no rows
+  layers   int64 [K], as given: 0 the embeddings, 1 .. L, or from the last backwards -1, -2 ..
+  offsets  int64 [T + 1]; the rows of text t are offsets[t] .. offsets[t + 1] - 1
+  tokens   str [N]: the pieces or words (their first 100 characters); of whole texts: none
+"""
+
+import itertools
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from bert_jax import errors
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.inference import Model, load
+from bert_jax.tasks.squad_windows import Pieces, windows
+
+LEVELS = ("pieces", "words", "text")
+_CHUNK = 1024  # texts at a time: bounds the memory, whatever the file
+_LONGEST_TOKEN = 100
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, Hugging Face or TF1 folder.")
+_INPUT = flags.DEFINE_string("input", None, "Text file, a text a line.")
+_OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.")
+_LAYERS = flags.DEFINE_list("layers", "-1", "Hidden states: 0 (embeddings) .. L, or from -1 back.")
+_LEVEL = flags.DEFINE_enum("level", "pieces", LEVELS, "What has a vector.")
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", 0, "Of a window, [CLS] and [SEP] included; 0: what the model can take."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    del argv
+    if not (_CHECKPOINT.value and _INPUT.value and _OUTPUT.value):
+        raise UserError("give --checkpoint=FOLDER, --input=FILE and --output=FILE.npz")
+    try:
+        layers = [int(layer) for layer in _LAYERS.value]
+    except ValueError:
+        raise UserError(f"--layers={','.join(_LAYERS.value)} must be numbers: -1,-2") from None
+    texts, output = Path(_INPUT.value), Path(_OUTPUT.value)
+    shape = write_features(
+        load(_CHECKPOINT.value), texts, output, layers, _LEVEL.value, _MAX_LENGTH.value
+    )
+    print(f"{output}: {shape[0]} rows x {shape[1]} layers x {shape[2]}", file=sys.stderr)
+
+
+def write_features(
+    model: Model,
+    texts: Path,
+    output: Path,
+    layers: Sequence[int],
+    level: str = "pieces",
+    max_length: int = 0,
+) -> tuple[int, int, int]:
+    """Writes the activations, whole or not at all; arguments as the flags.
+
+    The file is read twice: the first time to count, so vectors go straight to the disk.
+
+    Returns: [N, K, D].
+    Raises: UserError: a layer or length that the model does not have; no readable, non-empty file.
+    """
+    longest = model.encoder.max_positions
+    for layer in layers:
+        if not -model.encoder.layers - 1 <= layer <= model.encoder.layers:
+            raise UserError(
+                f"there is no layer {layer}: the model has 0 (embeddings) to "
+                f"{model.encoder.layers}, or -1 back to {-model.encoder.layers - 1}"
+            )
+    if max_length and not 3 <= max_length <= longest:
+        raise UserError(f"max_length={max_length} must lie between 3 and {longest}")
+    room = (max_length or longest) - 2
+    counts, tokens = [], []
+    for words, pieces in _encoded(texts, model.tokenizer):
+        ids = list(itertools.chain(*pieces))
+        names = {"pieces": [model.tokenizer.tokens[i] for i in ids], "words": words, "text": [""]}
+        counts.append(len(names[level]))
+        tokens += [token[:_LONGEST_TOKEN] for token in names[level] if token]
+    if not counts:
+        raise UserError(f"{texts} is empty")
+    shape = sum(counts), len(layers), model.encoder.width
+    output.parent.mkdir(parents=True, exist_ok=True)
+    made = output.with_name(output.name + ".tmp")
+    try:
+        with zipfile.ZipFile(made, "w") as file:
+            small = {
+                "layers": np.array(layers, np.int64),
+                "offsets": np.cumsum([0, *counts], dtype=np.int64),
+                "tokens": np.array(tokens, np.str_),
+            }
+            for name, array in small.items():
+                with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
+            with (
+                file.open("vectors.npy", "w", force_zip64=True) as entry,
+                tqdm(total=len(counts), unit="text", dynamic_ncols=True) as progress,
+            ):
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(entry, header)
+                for vectors in _vectors(model, texts, layers, level, room):
+                    entry.write(vectors.astype("<f4").tobytes())
+                    progress.update()
+        made.replace(output)
+    finally:
+        made.unlink(missing_ok=True)
+    return shape
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise UserError(f"--input={path} does not exist, or is no file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{number}: not UTF-8; convert the file") from error
+
+
+def _encoded(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:
+    """Of each text its words, and the ids of each word; [UNK] where a word gives none."""
+    lines = _lines(path)
+    while chunk := [line.split() for line in itertools.islice(lines, _CHUNK)]:
+        ids = iter(tokenizer.encode_batch(list(itertools.chain(*chunk))))
+        for words in chunk:
+            yield words, [next(ids) or [tokenizer.unk_id] for _ in words]
+
+
+def _vectors(
+    model: Model, path: Path, layers: Sequence[int], level: str, room: int
+) -> Iterator[np.ndarray]:
+    """float32 [rows, K, D] of each text."""
+    texts = _encoded(path, model.tokenizer)
+    while chunk := list(itertools.islice(texts, _CHUNK)):
+        sequences, places = [], []  # of a window: its text, the pieces it gives, and where in it
+        results = []
+        for number, (_, pieces) in enumerate(chunk):
+            ids = np.array(list(itertools.chain(*pieces)), np.int32)
+            results.append(np.zeros((len(ids), len(layers), model.encoder.width), np.float32))
+            passage = Pieces(ids, np.zeros((len(ids), 2), np.int32))
+            for start, window in windows(passage, room, max(room // 2, 1), 1):
+                inside = ids[start : start + room]
+                tokens = [model.tokenizer.cls_id, *inside, model.tokenizer.sep_id]
+                sequences.append(
+                    {"tokens": np.array(tokens, np.int32), "segments": np.zeros(len(tokens), int)}
+                )
+                kept = np.flatnonzero(window.max_context)
+                places.append((number, start + kept, window.first + kept))
+        for index, hidden in model.activations(sequences, layers):
+            number, rows, positions = places[index]
+            results[number][rows] = hidden[:, positions].swapaxes(0, 1)
+        for (_, pieces), vectors in zip(chunk, results, strict=True):
+            if level == "words":
+                vectors = vectors[np.cumsum([0, *map(len, pieces[:-1])])] if pieces else vectors
+            elif level == "text":
+                vectors = vectors.sum(axis=0, keepdims=True) / max(len(vectors), 1)
+            yield vectors
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,253 @@
+"""What a fine-tuned model is used for: classify, answer, tag, choose."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bert_jax import tasks
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.models.body import Body
+from bert_jax.models.encoder import EncoderConfig
+from bert_jax.tasks import choice, conll, squad_read
+from bert_jax.tasks.base import Feature, Task, run_features
+from bert_jax.tasks.classification import TextExample
+
+Text = str | tuple[str, str]  # a text, or a pair of texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """What a text is: a label; of several, those that hold; of numbers, the numbers.
+
+    probabilities: of every label by name, empty of numbers.
+    """
+
+    label: str | tuple[str, ...] | tuple[float, ...]
+    probabilities: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer, context[start:end]; "" at -1 where there is none.
+
+    n_best: (text, probability) of the best ones, "" among them where there may be no answer.
+    """
+
+    text: str
+    probability: float
+    start: int
+    end: int
+    n_best: tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entity:
+    """An entity: characters start .. end - 1 of the text."""
+
+    type: str
+    text: str
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagged:
+    """A text, its words (or characters) with a tag each, and the entities that these make."""
+
+    text: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    entities: tuple[Entity, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The number of the likeliest ending, and the probability of each."""
+
+    index: int
+    probabilities: tuple[float, ...]
+
+
+class TaskModel:
+    """A model with its tokenizer and, if it was fine-tuned, its task.
+
+    A method that is not of its task raises a UserError which says what it was fine-tuned for.
+    """
+
+    def __init__(self, encoder: EncoderConfig, params: Any, tokenizer: Tokenizer):
+        """params: the tree of a checkpoint; only the parts a method uses need be there."""
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.params = jax.device_put(params)
+        self.task: Task | None = None
+
+    def set_task(self, task: Task, body: Body, max_length: int | None = None) -> None:
+        """Makes the model one that was fine-tuned on `task`.
+
+        max_length: tokens of a sequence in fine-tuning; default: what the model can take.
+        """
+        self.task, self._longest = task, max_length or self.encoder.max_positions
+        self._predict = jax.jit(task.objective(body).predict)
+
+    def classify(self, texts: Sequence[Text], batch_size: int = 32) -> list[Label]:
+        """The label, labels or numbers of each text or pair.
+
+        A text that is longer than those of fine-tuning is cut at its end, as it was there.
+        """
+        task: Any = self._require("classification", "classify texts")
+        count = len(task.texts)
+        examples = []
+        for text in as_list(texts):
+            parts = (text,) if isinstance(text, str) else tuple(text)
+            if len(parts) != count:
+                wanted = "pairs of texts" if count == 2 else "single texts"
+                raise UserError(f"this model was fine-tuned on {wanted}; {text!r} is none")
+            examples.append(TextExample("", parts, None, ""))
+        features, outputs = self._run(task, examples, batch_size)
+        labels = task.decode(examples, features, outputs)
+        if task.kind == "numbers":
+            return [Label(label, {}) for label in labels]
+        shares = task.probabilities(outputs).tolist()
+        return [
+            Label(label, dict(zip(task.labels, row, strict=True)))
+            for label, row in zip(labels, shares, strict=True)
+        ]
+
+    def answer(
+        self,
+        question: str | Sequence[str],
+        context: str | Sequence[str],
+        n_best: int = 1,
+        batch_size: int = 32,
+    ) -> Any:
+        """The answer to a question in a context, which may be of any length.
+
+        Args:
+          question: one, or a list of them. context: one, of all questions, or one for each.
+          n_best: how many of the best answers to list.
+        Returns: an `Answer`, of a list a list. Its probability is among the best ones of all
+          windows (20, as in SQuAD's n-best lists).
+        """
+        task: Any = self._require("answering", "answer questions")
+        questions = [question] if isinstance(question, str) else question
+        contexts = [context] * len(questions) if isinstance(context, str) else context
+        if len(questions) != len(contexts):
+            raise UserError(f"{len(questions)} questions and {len(contexts)} contexts are given")
+        task = dataclasses.replace(task, n_best=max(n_best, task.n_best))
+        examples = [
+            squad_read.Question(str(place), *pair)
+            for place, pair in enumerate(zip(questions, contexts, strict=True))
+        ]
+        answers = []
+        for found in task.decode(examples, *self._run(task, examples, batch_size)):
+            best = [(text, share) for text, share, *_ in found.n_best]
+            start, end = (found.start, found.end) if found.text else (-1, -1)
+            share = dict(best).get(found.text, 0.0)
+            answers.append(Answer(found.text, share, start, end, tuple(best[:n_best])))
+        return answers[0] if isinstance(question, str) else answers
+
+    def tag(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Tagged]:
+        """The entities of each text, which may be of any length.
+
+        texts: each a string, whose words stand between white space, or a list of words. A model of
+        running text (KLUE) tags characters.
+        """
+        task: Any = self._require("tagging", "tag texts")
+        split = [_words(text, task.joined) for text in as_list(texts)]
+        examples = [
+            conll.Sentence(str(place), tuple(text[start:end] for start, end in spans))
+            for place, (text, spans) in enumerate(split)
+        ]
+        results = []
+        tagged = task.decode(examples, *self._run(task, examples, batch_size))
+        for (text, spans), example, tags in zip(split, examples, tagged, strict=True):
+            entities = []
+            for kind, first, end in conll.chunks(tags):
+                place = spans[first][0], spans[end - 1][1]
+                entities.append(Entity(kind, text[slice(*place)], *place))
+            results.append(Tagged(text, example.words, tags, tuple(entities)))
+        return results
+
+    def choose(
+        self,
+        prompt: str | Sequence[str],
+        endings: Sequence[str] | Sequence[Sequence[str]],
+        batch_size: int = 8,
+    ) -> Any:
+        """Which of several endings follows a prompt.
+
+        Args:
+          prompt: one, or a list of them. endings: those of the prompt, or a list for each.
+          batch_size: prompts at a time.
+        Returns: a `Choice`, of a list a list.
+        """
+        task = self._require("choice", "choose endings")
+        alone = isinstance(prompt, str)
+        prompts: Sequence[Any] = [prompt] if alone else prompt
+        several: Sequence[Any] = [endings] if alone else endings
+        if len(prompts) != len(several):
+            raise UserError(f"{len(prompts)} prompts and {len(several)} lists of endings are given")
+        if not all(ends and not isinstance(ends, str) for ends in several):
+            raise UserError("a list of one or more endings is expected for each prompt")
+        examples = [
+            choice.Question(str(place), text, tuple(ends))
+            for place, (text, ends) in enumerate(zip(prompts, several, strict=True))
+        ]
+        choices: dict[str, Choice] = {}
+        for count in {len(example.endings) for example in examples}:  # a batch has as many in all
+            alike = [example for example in examples if len(example.endings) == count]
+            _, outputs = self._run(task, alike, batch_size)
+            for example, output in zip(alike, outputs, strict=True):
+                shares = np.asarray(jax.nn.softmax(output["logits"]))
+                choices[example.id] = Choice(int(np.argmax(shares)), tuple(shares.tolist()))
+        results = [choices[example.id] for example in examples]
+        return results[0] if alone else results
+
+    def _require(self, family: str, what: str) -> Task:
+        """The task, which must be of a family."""
+        if self.task is None:
+            raise UserError(f"this model was not fine-tuned to {what}; see bert_jax.finetune")
+        if tasks.family(self.task) != family:
+            raise UserError(
+                f"this model was not fine-tuned to {what}, but on {self.task.name} "
+                f"({tasks.family(self.task)})"
+            )
+        return self.task
+
+    def _run(
+        self, task: Task, examples: Sequence[Any], batch_size: int
+    ) -> tuple[list[Feature], list[dict[str, np.ndarray]]]:
+        """Features of the examples, and what the objective predicts of each."""
+        features = task.featurise(examples, self.tokenizer, self._longest, train=False)
+        size = batch_rows(len(features), batch_size)
+        outputs = run_features(
+            lambda batch: self._predict(self.params, batch),
+            features, size, self.tokenizer.pad_id, self._longest,
+        )  # fmt: skip
+        return features, outputs
+
+
+def batch_rows(count: int, most: int) -> int:
+    """Rows of a batch for `count` sequences: a power of two where they are few."""
+    return max(min(most, 1 << max(count - 1, 0).bit_length()), 1)
+
+
+def as_list(texts: Sequence[Any]) -> Sequence[Any]:
+    if isinstance(texts, str):
+        raise UserError("a list of texts (or of pairs) is expected, not one string")
+    return texts
+
+
+def _words(text: str | Sequence[str], joined: bool) -> tuple[str, list[tuple[int, int]]]:
+    """A running text, and where its words (with `joined`, its characters) are."""
+    if isinstance(text, str):
+        spans = [match.span() for match in re.finditer(r"\S+", text)]
+    else:
+        ends = np.cumsum([len(word) + 1 for word in text], dtype=int) - 1
+        spans = [(int(end) - len(word), int(end)) for word, end in zip(text, ends, strict=True)]
+        text = " ".join(text)
+    return text, [(place, place + 1) for place in range(len(text))] if joined else spans
