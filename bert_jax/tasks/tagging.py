@@ -96,9 +96,9 @@ class Tagging:
                     )
         pieces = _pieces_of_text if self.joined else _pieces_of_words
         features = []
-        for place, stream, begin, units in self._streams(examples, pieces(examples, tokenizer)):
+        for place, stream, inside, units in self._streams(examples, pieces(examples, tokenizer)):
             tags = examples[place].tags
-            for start, kept in _windows(begin, units, len(stream), max_length - 2):
+            for start, kept in _windows(inside, units, len(stream), max_length - 2):
                 ids = stream[start : start + max_length - 2]
                 tokens = np.array([tokenizer.cls_id, *ids, tokenizer.sep_id], np.int32)
                 arrays = {"tokens": tokens, "segments": np.zeros_like(tokens)}
