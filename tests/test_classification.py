@@ -182,7 +182,7 @@ def test_custom_kinds(tmp_path):
     assert task.fit(examples).labels == ("x", "y")
 
     lines = ['{"text": "a", "m": {"u": 1, "v": 2.5}}', '{"text": "b", "m": {"u": 0, "v": -1}}']
-    task, examples = custom(tmp_path / "a.jsonl", *lines, label="m.u, m.v")
+    task, examples = custom(tmp_path / "a.jsonl", *lines, label="m.u, m.v", kind="numbers")
     assert task.kind == "numbers" and task.fit(examples) == task and task.outputs == 2
     assert [e.label for e in examples] == [(1.0, 2.5), (0.0, -1.0)]
 
@@ -230,7 +230,11 @@ def test_rows_survive_json(task):
         (["text\tlabel", "a\tx"], {"pair": "b"}, r":2: there is no column 'b'"),
         (["text\tlabel", "a\tx", " \ty"], {}, r":3: the text in column 'text' is empty"),
         (["text\tlabel", "a\tx", "b\t"], {}, r":3: there is no label in column 'label'"),
-        (["text\tu\tv", "a\t1\tx"], {"label": "u,v"}, r":2: the label 'x' is not a number"),
+        (
+            ["text\tu\tv", "a\t1\tx"],
+            {"label": "u,v", "kind": "numbers"},
+            r":2: the label 'x' is not a number",
+        ),
         (["text\tlabel", "a\tnan"], {"kind": "numbers"}, r":2: the label 'nan' is not a number"),
         (["text\tlabel", "a\t"], {"kind": "numbers"}, r":2: there is no label"),
     ],
@@ -246,7 +250,7 @@ def test_mistakes_in_a_file(tmp_path, lines, settings, message):
         ({"kind": "many"}, "custom.kind='many' is unknown; known: single, multi, numbers"),
         ({"label": "a,b", "kind": "single"}, "several columns are for custom.kind=numbers"),
         ({"text": ""}, "must not be empty"),
-        ({"label": "a,"}, "must not be empty"),
+        ({"label": "a,", "kind": "numbers"}, "must not be empty"),
         ({"kind": "multi", "separator": ""}, "must not be empty"),
     ],
 )
@@ -270,8 +274,9 @@ def test_one_class_only_and_unknown_labels(tmp_path):
         fitted.read(source, "dev")
     with pytest.raises(UserError, match=r"dev.tsv:3: the label 'z' is unknown"):
         fitted.score(task.read(source, "dev"), ["x", "y"])  # read before the labels were known
-    unlabelled = task.read(Source(files={"test": str(tmp_path / "dev.tsv")}), "test")[:0]
-    unlabelled.append(TextExample("0", ("a",), None, "f.tsv:2"))
+    with pytest.raises(UserError, match=r"dev.tsv:3: the label 'z' is unknown"):
+        fitted.featurise(task.read(source, "dev"), TOKENIZER, 9, train=False)
+    unlabelled = [TextExample("0", ("a",), None, "f.tsv:2")]
     for use in (fitted.fit, lambda e: fitted.featurise(e, TOKENIZER, 9, train=True)):
         with pytest.raises(UserError, match=r"f.tsv:2: there is no label"):
             use(unlabelled)
@@ -369,10 +374,10 @@ def test_through_the_model_and_back(tmp_path, kind):
     batch = collate([f.arrays for f in features], 2, TOKENIZER.pad_id, 16)
     encoder = EncoderConfig(TOKENIZER.vocab_size, layers=1, width=8, heads=2, feed_forward=8)
     objective = task.objective(Body(encoder))
-    params = nn.unbox(objective.init(jax.random.key(0), batch))
-    mean, _ = objective.loss(params, batch, jax.random.key(1), False)
+    params = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
+    mean = jax.jit(lambda *args: objective.loss(*args, False)[0])(params, batch, None)
     assert np.isfinite(float(mean.value()))
-    logits = np.asarray(objective.predict(params, batch)["logits"])
+    logits = np.asarray(jax.jit(objective.predict)(params, batch)["logits"])
     assert logits.shape == (2, task.outputs)
     predictions = task.decode(examples, features, [{"logits": row} for row in logits])
     scores = task.score(examples, predictions)
@@ -420,6 +425,17 @@ def test_baselines():
     baseline = ROWS["stsb"].baseline(numbers, numbers)
     assert baseline == [(0.75,)] * 4
     assert ROWS["stsb"].score(numbers, baseline)["spearman"] == 0
+
+
+def test_scores_of_a_task_whose_labels_are_not_known_yet(tmp_path):
+    task, examples = custom(tmp_path / "a.tsv", "text\tlabel", "a\tx", "b\ty", split="dev")
+    assert task.score(examples, ["x", "z"])["macro_f1"] == pytest.approx(1 / 3)
+
+
+def test_labels_of_splits_that_are_predicted_are_not_read(tmp_path):
+    source = write(tmp_path / "test.tsv", "sentence1\tsentence2\tscore", "a\tb\t-1")
+    assert ROWS["stsb"].read(source, "test")[0].label is None
+    assert ROWS["korsts"].read(source, "test")[0].label is None
 
 
 # Prediction files.
@@ -554,10 +570,11 @@ def test_zip_submission_of_nothing_and_of_two(tmp_path):
 # Pictures.
 
 
+@pytest.mark.filterwarnings("error")
 def test_plots(tmp_path):
-    task = Classification("t", (), (("text",),), labels=("x", "y", "z"))
+    task = Classification("t", (), (("text",),), labels=("x", "y", "긍정"))
     examples = [TextExample(str(i), ("a",), label, "f:1") for i, label in enumerate("xyyx")]
-    path = task.plot(tmp_path / "confusion.png", examples, list("xyxx"))  # z never occurs
+    path = task.plot(tmp_path / "confusion.png", examples, list("xyxx"))
     assert path.read_bytes().startswith(b"\x89PNG")
     numbers = [TextExample(str(i), ("a", "b"), (float(i),), "f:1") for i in range(4)]
     path = ROWS["stsb"].plot(tmp_path / "numbers.png", numbers, [(1.0,)] * 4)

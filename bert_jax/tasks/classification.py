@@ -40,7 +40,7 @@ class TextExample:
     """A text or a pair.
 
     id: its index in the official file, or its place; no other example of the split has it.
-    label: None where it is hidden or not given.
+    label: None in a split that is only predicted.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Classification:
       labels: names of the classes in the order of the logits; () to find them in the data.
       codes: how the official files write the labels, where that differs.
       metrics: entries of `score`; the first decides.
-      submissions: (split, name of its file for the leaderboard); their labels are hidden.
+      submissions: (split, name of its file for the leaderboard).
       header: columns of a file that has no header.
       ignored: labels of examples that are left out, such as "-" for no agreement.
       lenient: the official files have broken rows, which are left out, and empty texts, which are
@@ -97,19 +97,18 @@ class Classification:
         text: str = "text",
         pair: str = "",
         label: str = "label",
-        kind: str = "",
+        kind: str = "single",
         separator: str = ",",
     ) -> "Classification":
         """A data set of one's own, a table with named columns.
 
         Args:
           text, pair: columns of the text and, of pairs, of the second.
-          label: column of the label; several, separated by commas, are numbers.
-          kind: as above; "" for numbers where there are several columns, else single.
+          label: column of the label; of numbers one or more columns, separated by commas.
+          kind: "single", "multi" or "numbers".
           separator: between several labels in the column.
         """
         columns = [name.strip() for name in label.split(",")]
-        kind = kind or ("numbers" if len(columns) > 1 else "single")
         if kind not in KINDS:
             raise UserError(f"custom.kind={kind!r} is unknown; known: {', '.join(KINDS)}")
         if len(columns) > 1 and kind != "numbers":
@@ -193,16 +192,13 @@ class Classification:
         return text
 
     def _label(self, row: Row, split: str) -> Label | None:
-        """The label of a row; None where it is hidden, or not given and not needed."""
-        where = row[0]
-        if split in dict(self.submissions):
+        """The label of a row; None in a split that is only predicted: some hide it as -1."""
+        where, parts = row[0], []
+        if not split.startswith(("train", "dev")):
             return None
-        parts = []
         for names in self.label:
             text = self._cell(row, names)
             if text is None or (not text and self.kind != "multi" and "" not in self.ignored):
-                if not split.startswith(("train", "dev")):
-                    return None
                 column(row, *names)  # says which columns there are
                 raise UserError(f"{where}: there is no label in column {names[0]!r}")
             parts.append(text)
@@ -280,9 +276,10 @@ class Classification:
     ) -> list[Feature]:
         """See `tasks.base.Task`; label int32[], labels float32[C] or numbers float32[C]."""
         encoded = encode_pairs([example.texts for example in examples], tokenizer, max_length)
-        if train:
-            for arrays, example in zip(encoded, examples, strict=True):
-                label = self._given(example)
+        for arrays, example in zip(encoded, examples, strict=True):
+            if train or example.label is not None:
+                label = self._given(example)  # an unknown one is told before anything is trained
+            if train:
                 if self.kind == "numbers":
                     arrays["numbers"] = np.array(label, np.float32)
                 elif self.kind == "multi":
@@ -329,6 +326,7 @@ class Classification:
         return {name: self._metric(name, gold, list(predictions)) for name in self.metrics}
 
     def _metric(self, name: str, gold: list[Any], predicted: list[Any]) -> float:
+        classes = self.labels or sorted({c for label in gold + predicted for c in _as_set(label)})
         if self.kind == "numbers":
             columns = np.array([gold, predicted], np.float64).transpose(2, 0, 1)
             if name == "squared_error":
@@ -341,11 +339,11 @@ class Classification:
         if name == "accuracy":
             return metrics.accuracy(gold, predicted)
         if self.kind == "multi":
-            return metrics.set_f1(gold, predicted, self.labels, name.removesuffix("_f1"))
+            return metrics.set_f1(gold, predicted, classes, name.removesuffix("_f1"))
         if name == "f1":
             return metrics.f1(gold, predicted, self.labels[1])
         if name == "macro_f1":
-            return metrics.macro_f1(gold, predicted, self.labels)
+            return metrics.macro_f1(gold, predicted, classes)
         return metrics.matthews(gold, predicted)
 
     def baseline(

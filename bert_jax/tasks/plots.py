@@ -1,5 +1,6 @@
 """Pictures of what a task gets wrong."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,12 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
+
+# Tried in this order for each character; the others have Hangul.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 
 
 def confusion(path: Path, labels: Sequence[str], gold: Sequence, predicted: Sequence) -> None:
@@ -42,8 +48,13 @@ def scatter(path: Path, gold: Sequence, predicted: Sequence) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
     temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=110, format="png")
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # no font has it: a box is drawn
+        for text in figure.findobj(Text):
+            text.set_fontfamily([name for name in _FONTS if name in installed])
+        figure.tight_layout()
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
     temporary.replace(path)
