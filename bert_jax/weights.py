@@ -121,7 +121,7 @@ def merge(
       that have no place in it.
     Raises: UserError: the encoder is missing, or names or shapes inside a part differ; listed.
     """
-    shared = {name: given[name] for name in fresh if name in given or name == "encoder"}
+    shared = {name: given.get(name, {}) for name in fresh if name in given or name == "encoder"}
     check_fit(shared, {name: fresh[name] for name in shared}, where)
     new = [name for name in fresh if name not in shared]
     merged = jax.tree.map(lambda leaf: leaf, {**fresh, **shared})  # dictionaries of its own
