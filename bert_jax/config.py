@@ -22,16 +22,19 @@ SIZES = {
 }
 _LEAST = {  # whole numbers
     "steps": 1, "batch_size": 1, "accumulation": 1, "seq_length": 1, "short_phase.seq_length": 1,
-    "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "eval_instances": 1,
+    "log_every": 1, "checkpoint_every": 1, "eval_instances": 1,
     "keep_checkpoints": 1, "workers": 0, "warmup_steps": 0,
     "model.layers": 1, "model.width": 1, "model.heads": 1, "model.head_width": 0,
     "model.feed_forward": 0, "model.max_positions": 1,
     "masking.max_predictions": 0, "masking.dupe_factor": 0,
+    "max_length": 4, "train_examples": 0, "reinit_layers": 0, "bilstm": 0, "bilstm_width": 2,
 }  # fmt: skip
-_SHARES = (
+_POSITIVE = {"epochs", "learning_rate"}
+_SHARES = {
     "short_phase.share", "short_seq_prob", "masking.rate", "masking.mask_share",
     "masking.random_share", "model.hidden_dropout", "model.attention_dropout",
-)  # fmt: skip
+    "dropout", "dev_share",
+}  # fmt: skip
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -76,7 +79,7 @@ def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
 
 
 def check_ranges(config: Any) -> None:
-    """Checks the numbers of a pre-training config, before anything is written.
+    """Checks the numbers of a pre-training or fine-tuning config, before anything is written.
 
     Raises: UserError, naming the first that cannot be.
     """
@@ -86,14 +89,22 @@ def check_ranges(config: Any) -> None:
         if hasattr(part, "items")
         for name, value in part.items()
     }
-    for name, least in _LEAST.items():
-        if flat[name] < least:
-            raise UserError(f"{name}={flat[name]} must be at least {least}")
-    for name in _SHARES:
+    for name in _LEAST.keys() & flat.keys():
+        if flat[name] < _LEAST[name]:
+            raise UserError(f"{name}={flat[name]} must be at least {_LEAST[name]}")
+    for name in _POSITIVE & flat.keys():
+        if flat[name] <= 0:
+            raise UserError(f"{name}={flat[name]:g} must be above 0")
+    for name in _SHARES & flat.keys():
         if not 0 <= flat[name] <= 1:
             raise UserError(f"{name}={flat[name]} must lie between 0 and 1")
         if name.endswith("dropout") and flat[name] == 1:
             raise UserError(f"{name}=1 drops everything")
+    if "masking.rate" in flat:
+        _check_pretraining(config)
+
+
+def _check_pretraining(config: Any) -> None:
     if config.masking.mask_share + config.masking.random_share > 1:
         raise UserError("masking.mask_share and masking.random_share are over 1 together")
     longest = config.seq_length

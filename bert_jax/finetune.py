@@ -12,7 +12,6 @@ the model is the one in --workdir.
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from bert_jax import errors, tasks, train, weights
 from bert_jax.checkpoint import has_checkpoint, load_params
-from bert_jax.config import encoder_config
+from bert_jax.command_line import CONFIG, WORKDIR
+from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.body import Body
@@ -34,29 +32,25 @@ from bert_jax.task_report import Examples, write_results
 from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features, write_whole
 from bert_jax.workdir import prepare_workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the README.")
 _MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
 )  # fmt: skip
 _CUSTOM = {  # settings of a custom task, by family
-    "classification": ("text", "pair", "label", "kind"),
-    "choice": ("prompt", "endings", "label"),
+    "classification": ("text", "pair", "label", "kind", "separator"),
+    "answering": ("unanswerable",),
+    "tagging": ("joined", "document_context"),
+    "choice": ("prompt", "endings", "label", "labels"),
 }
+_HEADS = {"classifier", "span_head", "tag_head", "choice_head"}
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if _CONFIG.value is None or not _WORKDIR.value:
+    if CONFIG.value is None or not WORKDIR.value:
         raise errors.UserError(
             "both --config=configs/finetune.py:task=... and --workdir=FOLDER are needed"
         )
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
-    # Any two starts of a run find its programs compiled.
-    jax.config.update(
-        "jax_compilation_cache_dir",
-        os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled")),
-    )
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
     if config.mode == "train":
         finetune(config, workdir)
     else:
@@ -65,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
 def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     """Trains, evaluates and predicts; returns what is in `results.json`."""
+    check_ranges(config)
     task = build_task(config)
     examples = read_splits(task, config)
     task = task.fit(examples["train"])
@@ -80,7 +75,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         frozen=["encoder"] if config.features else (),
     )  # fmt: skip
     begins = not has_checkpoint(workdir)
-    initial = initial_params(config, model, trainer) if begins else None
+    initial = initial_params(config, model, task, trainer) if begins else None
     described = config.to_dict() | {
         "model": dict(model.model),
         "steps": phase.stop,
@@ -94,6 +89,8 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         print(f"{workdir} is finished: nothing left to train")
         return json.loads((workdir / "results.json").read_text())
 
+    if not jax.config.jax_compilation_cache_dir:  # a second start finds its programs compiled
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     predict = jax.jit(objective.predict)
 
     def predictions(params: Any, examples: Sequence[Any], features: Sequence[Feature]) -> list[Any]:
@@ -248,14 +245,21 @@ def build_phase(
     return train.Phase(0, steps, config.max_length, flops, batches, lambda: ())
 
 
-def initial_params(config: Any, model: weights.Pretrained, trainer: train.Trainer) -> Any:
+def initial_params(
+    config: Any, model: weights.Pretrained, task: Task, trainer: train.Trainer
+) -> Any:
     """The parameters to start from, on the mesh; says what of them is new."""
     fresh = trainer.init()["params"]
     if config.from_scratch:
         print("from scratch: all parameters are new, from random", file=sys.stderr)
         return fresh
-    params, new, unused = weights.merge(fresh, model.params)
+    given = dict(model.params)
+    if not _same_labels(model.task, tasks.to_dict(task)):  # the head of another task
+        for head in _HEADS & given.keys():
+            del given[head]
+    params, new, unused = weights.merge(fresh, given, config.init_from)
     layers = model.model["layers"]
+    params["encoder"] = dict(params["encoder"])
     for layer in range(layers - config.reinit_layers, layers):
         params["encoder"][f"layer_{layer}"] = fresh["encoder"][f"layer_{layer}"]
         new = [*new, f"encoder/layer_{layer}"]
@@ -268,6 +272,12 @@ def initial_params(config: Any, model: weights.Pretrained, trainer: train.Traine
     )
     shardings = jax.tree.map(lambda x: x.sharding, trainer.abstract_state["params"])
     return jax.device_put(params, shardings)
+
+
+def _same_labels(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    return before is not None and all(
+        before.get(name) == now.get(name) for name in ("family", "labels", "kind", "tags")
+    )
 
 
 def write_task(folder: Path, task: Task) -> None:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
 from bert_jax import errors, train
 from bert_jax.checkpoint import has_checkpoint
+from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Instances
@@ -33,8 +32,6 @@ from bert_jax.report import is_finished, write_report
 from bert_jax.weights import merge, open_model
 from bert_jax.workdir import prepare_workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the README.")
 # What may change when a run is continued; anything else would make it another run.
 _MAY_CHANGE = (
     "corpus", "init_from", "workers", "log_every", "eval_every", "eval_instances",
@@ -44,9 +41,9 @@ _MAY_CHANGE = (
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if _CONFIG.value is None or not _WORKDIR.value:
+    if CONFIG.value is None or not WORKDIR.value:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
     check_ranges(config)
     corpus = open_corpus(_required(config.corpus, "--config.corpus=FOLDER"))
     objective = build_objective(config, corpus.tokenizer)

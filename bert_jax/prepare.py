@@ -12,23 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from bert_jax import errors
+from bert_jax.command_line import CONFIG
 from bert_jax.data.build import prepare
 from bert_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: configs/prepare.py[:ARG]")
 _OUT = flags.DEFINE_string("out", None, "Folder of the corpus to make.")
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     del argv
-    if _CONFIG.value is None or not _OUT.value:
+    if CONFIG.value is None or not _OUT.value:
         raise UserError("give --config=configs/prepare.py and --out=FOLDER")
     try:
-        prepare(_CONFIG.value, Path(_OUT.value))
+        prepare(CONFIG.value, Path(_OUT.value))
     except OSError as error:  # disk full, no permission
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"{where}{error.strerror or error}") from error

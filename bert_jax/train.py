@@ -311,7 +311,8 @@ def _log_training(
 
 
 def _line(step: int, title: str, values: Mapping[str, float]) -> str:
-    return f"step {step} {title}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+    shown = itertools.islice(values.items(), 6)
+    return f"step {step} {title}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown)
 
 
 def _last_evaluation(workdir: Path) -> dict[str, float]:

@@ -71,9 +71,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.custom.text = "text"
     config.custom.pair = ""  # column of the second text
     config.custom.label = "label"  # of numbers: one or more columns, a,b,c
-    config.custom.kind = "single"  # label; or multi (labels, separated by commas); or numbers
-    config.custom.prompt = "prompt"  # choice
-    config.custom.endings = ""  # choice: columns, a,b,c,d
+    config.custom.kind = "single"  # one label a text; multi: several or none; numbers
+    config.custom.separator = ","  # of several labels
+    config.custom.prompt = "prompt"  # choice: column of the beginning
+    config.custom.endings = ""  # choice: columns a,b,c of the endings
+    config.custom.labels = ""  # choice: what the label column calls them; empty: 0, 1, ...
+    config.custom.unanswerable = True  # answering: SQuAD 2.0 rather than 1.1
+    config.custom.joined = False  # tagging: characters of running text, not words
+    config.custom.document_context = False  # tagging: fill the input with the document around
     config.add_tokens = ""  # file of new vocabulary entries, one a line
 
     config.max_length = recipe["max_length"]  # tokens, with [CLS] and [SEP]

@@ -12,7 +12,6 @@ import contextlib
 import io
 import itertools
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -59,8 +58,8 @@ def main(argv: Sequence[str]) -> None:
     if config is None or not workdir:
         raise errors.UserError("--config=configs/finetune.py:task=... and --workdir are needed")
     folder = Path(workdir)
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
-    jax.config.update("jax_compilation_cache_dir", cache)
+    if not jax.config.jax_compilation_cache_dir:  # shared by the runs
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     grid = GRIDS[_GRID.value]
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     runs = [(point, seed) for point in points for seed in range(_SEEDS.value)]

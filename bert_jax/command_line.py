@@ -1,0 +1,7 @@
+"""Flags that several entries have; each is defined once, so that entries can use one another."""
+
+from absl import flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the README.")
