@@ -345,9 +345,8 @@ def test_texts_of_all_chunks_keep_their_order():
     pairs = [(WORDS[i % 7], WORDS[i % 5]) for i in range(10_003)]
     encoded = encode_pairs(pairs, TOKENIZER, 8)
     for place in (0, 9_999, 10_000, 10_002):
-        assert encoded[place]["tokens"].tolist() == encode_pairs([pairs[place]], TOKENIZER, 8)[0][
-            "tokens"
-        ].tolist()  # fmt: skip
+        (alone,) = encode_pairs([pairs[place]], TOKENIZER, 8)
+        assert encoded[place]["tokens"].tolist() == alone["tokens"].tolist()
 
 
 @pytest.mark.parametrize(("texts", "length"), [(("a",), 2), (("a", "b"), 3)])
@@ -452,7 +451,8 @@ def test_leaderboard_files(tmp_path):
         "RTE.tsv", "index\tprediction\n0\tentailment\n1\tnot_entailment\n")  # fmt: skip
     assert file("stsb", "test", [(2.34567,)]) == ("STS-B.tsv", "index\tprediction\n0\t2.346\n")
     for split, name in [("test", "MNLI-m"), ("test_mismatched", "MNLI-mm"), ("ax", "AX")]:
-        assert file("mnli", split, ["neutral"]) == (f"{name}.tsv", "index\tprediction\n0\tneutral\n")  # fmt: skip  # noqa: E501
+        expected = f"{name}.tsv", "index\tprediction\n0\tneutral\n"
+        assert file("mnli", split, ["neutral"]) == expected
     assert file("sst2", "dev", ["negative"]) == (
         "dev_predictions.tsv", "index\tprediction\n0\tnegative\n")  # fmt: skip
 

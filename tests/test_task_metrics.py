@@ -158,9 +158,7 @@ def test_sets_against_the_definitions():
             [tuple(c for c in classes if rng.random() < 0.4) for _ in range(count)]
             for _ in range(2)
         )
-        each = [
-            _f1([c in g for g in gold], [c in p for p in predicted], True) for c in classes
-        ]  # fmt: skip
+        each = [_f1([c in g for g in gold], [c in p for p in predicted], True) for c in classes]
         assert set_f1(gold, predicted, classes, "macro") == pytest.approx(statistics.mean(each))
         places = list(itertools.product(range(count), classes))
         every = _f1([c in gold[i] for i, c in places], [c in predicted[i] for i, c in places], True)
