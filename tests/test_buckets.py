@@ -10,6 +10,7 @@ from bert_jax.data.buckets import (
     bucket_width,
     collate,
     eval_batches,
+    padding,
     train_batches,
     train_plan,
 )
@@ -143,18 +144,30 @@ def test_batches_of_a_pool_are_in_random_order():
     assert len(set(positions)) > 3
 
 
+def test_few_examples_do_not_stand_beside_their_copies():
+    """A pool of several epochs would sort the copies of an example into one batch."""
+    steps = plan(LENGTHS[:40], batch_size=8, steps=50)
+    assert all(len(set(batch)) == 8 for batch in steps.tolist())
+
+
 def test_similar_lengths_come_together():
-    features = rows(LENGTHS)
-    batches = list(train_batches(features, 8, 0, 200, 0, 128, 0, 200))
+    batches = list(train_batches(rows(LENGTHS), 8, 0, 200, 0, 128, 0, 200))
     real = sum(int(batch["lengths"].sum()) for batch in batches)
     padded = sum(batch["tokens"].size for batch in batches)
     everything = 200 * 8 * 128
+    shapes = {batch["tokens"].shape for batch in batches}
+    assert padding(LENGTHS, 8, 0, 200, 128) == {
+        "text_tokens": real,
+        "computed_tokens": padded,
+        "computed_without_buckets": everything,
+        "widths": len(shapes),
+    }
     print(
         f"real {real / padded:.2f} of the computed; padded to the longest {real / everything:.2f}"
     )
     assert real / padded > 0.8
     assert real / everything < 0.5
-    assert len({batch["tokens"].shape for batch in batches}) <= 7  # programs to compile
+    assert len(shapes) <= 7  # programs to compile
 
 
 def test_train_batches_are_those_of_the_plan():

@@ -2,8 +2,8 @@
 
 Widths come from a short ladder (powers of two and their middles), so few programs are compiled.
 Step t of a run is a function of (seed, t): the stream of examples (each pass in a new random
-order) is cut into pools of `POOL` batches; a pool is sorted by length, cut into batches, and these
-come in random order.
+order) is cut into pools of `POOL` batches, less where a pass has fewer; a pool is sorted by length,
+cut into batches, and these come in random order.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 
 from bert_jax.data.draws import Purpose, random_bits
 
-POOL = 64  # batches sorted together
+POOL = 64  # batches sorted together, at most
 _PADDING = {"token_labels": -1}  # of arrays that are padded like tokens; the others get 0
 _PADDED = ("tokens", "segments", "token_labels")
 
@@ -64,8 +64,10 @@ def train_plan(
     lengths: of all features. steps: of the whole run; it takes exactly the first steps * batch_size
     of the stream.
     """
-    for first in range(start - start % POOL, steps, POOL):
-        pool = _pool(lengths, batch_size, seed, first, min(POOL, steps - first))
+    # Within an epoch, or the copies of an example would stand side by side in a batch.
+    size = min(POOL, max(len(lengths) // batch_size, 1))
+    for first in range(start - start % size, steps, size):
+        pool = _pool(lengths, batch_size, seed, first, min(size, steps - first))
         yield from pool[max(start - first, 0) :]
 
 
@@ -83,8 +85,11 @@ def train_batches(
 def padding(
     lengths: np.ndarray, batch_size: int, seed: int, steps: int, longest: int
 ) -> dict[str, int]:
-    """What a run computes on: tokens of text, tokens with padding, the same without buckets
-    (all padded to `longest`), and the number of widths, each a program to compile."""
+    """What a run computes on.
+
+    Returns: tokens of text; tokens with padding; the same without buckets, all padded to `longest`;
+    and the number of widths, each a program to compile. Of choices: the tokens of one each.
+    """
     widths, text = [], 0
     for indices in train_plan(lengths, batch_size, seed, steps):
         text += int(lengths[indices].sum())
