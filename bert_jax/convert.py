@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
     pretrained = _READERS[_FROM.value](_SRC.value)
     if _ACTIVATION.value:
         model = {**pretrained.model, "activation": _ACTIVATION.value}
-        pretrained = dataclasses.replace(pretrained, model=model)
+        notes = tuple(note for note in pretrained.notes if not note.startswith("activation:"))
+        pretrained = dataclasses.replace(pretrained, model=model, notes=notes)
     if tokens:
         pretrained = add_tokens(pretrained, tokens)
     _WRITERS[_TO.value](_DST.value, pretrained)

@@ -196,7 +196,10 @@ def check_case(tokenizer: Tokenizer, where: Path, says: Mapping[str, bool]) -> N
         says["the vocabulary"] = lowers(wordpiece_tokenizer(list(own)).backend)
     if len(set(says.values())) > 1:
         text = ", ".join(f"{name}: {'un' if low else ''}cased" for name, low in says.items())
-        raise UserError(f"{where}: cased or not? {text}; correct the one that is wrong")
+        raise UserError(
+            f"{where}: cased or not? {text}; correct the one that is wrong (a tokenizer.json can "
+            "be removed where there is a vocab.txt: the tokenizer then follows from that)"
+        )
 
 
 def _check_kind(config: Mapping[str, Any], folder: Path) -> None:

@@ -222,6 +222,19 @@ def test_a_release_is_the_model_that_transformers_has(release):
     assert model.notes[1:] == theirs.notes  # the rows that are cut; slots are not worth a word
 
 
+def test_heads_of_fine_tuned_releases(release):
+    index = release / "bert_model.ckpt.index"
+    kept = tf1.read_bundle(index, lambda name: name.startswith("bert/") and "adam" not in name)
+    weights = np.arange(48, dtype=np.float32).reshape(3, 16)
+    for prefix, part in (("", "classifier"), ("cls/squad/", "span_head")):
+        head = {f"{prefix}output_weights": weights, f"{prefix}output_bias": np.ones(3, np.float32)}
+        write_bundle(release / "bert_model.ckpt", kept | head)
+        params = open_model(release).params
+        assert set(params) == {"encoder", "pooler", part}
+        assert np.array_equal(params[part]["dense"]["kernel"], weights.T)
+        assert np.array_equal(params[part]["dense"]["bias"], np.ones(3))
+
+
 def test_releases_that_cannot_be_are_refused(release):
     cased = release.rename(release.with_name("cased_L-2_H-16_A-4"))
     with pytest.raises(UserError, match="the folder's name: cased, the tokenizer: uncased"):
@@ -275,6 +288,9 @@ def test_there_and_back(release, tmp_path, capsys):
     assert lines[1].split() == ["encoder", "37", "4,720"]
     assert "2 layers, width 16, 4 heads, gelu; 34 tokens (wordpiece)" in out
     assert "cut: the last 3 of 37 embeddings" in out
+    assert "activation: gelu in its exact form (erf)" in out
+    values = {"from": "tf1", "src": release, "dst": tmp_path / "later"}
+    assert "exact form" not in run(capsys, activation="gelu_tanh", **values)
     run(capsys, src=tmp_path / "run", to="hf", dst=tmp_path / "hf")
     out = run(
         capsys,
