@@ -22,7 +22,7 @@ from bert_jax.errors import UserError
 class Pretrained:
     """Everything needed to use a model or to go on training it.
 
-    model: the `model` section of a config. params: tree of float32 arrays with `encoder` and
+    model: the `model` section of a config. params: tree of float32 numpy arrays with `encoder` and
     whichever of pooler, mlm_head, nsp_head, classifier, span_head, tag_head, choice_head there are.
     task: of a fine-tuned model, the row of its task (`tasks.to_dict`). notes: what a person should
     be told about how it was read or changed (arrays not used, rows cut or added), a line each.
@@ -55,7 +55,9 @@ def open_model(path: str | Path) -> Pretrained:
     if "model" not in config:
         return hugging_face.read(path)
     task = read_json(path / "task.json") if (path / "task.json").exists() else None
-    return Pretrained(config["model"], load_params(path), load_tokenizer(path / "tokenizer"), task)
+    # On the host: arrays of one device cannot be put on a mesh that other processes share.
+    params = jax.tree.map(np.asarray, load_params(path))
+    return Pretrained(config["model"], params, load_tokenizer(path / "tokenizer"), task)
 
 
 def read_json(path: Path) -> dict[str, Any]:
