@@ -212,6 +212,8 @@ def open_initial(config: Any) -> weights.Pretrained:
     if config.add_tokens:
         tokens = weights.read_tokens(Path(config.add_tokens))
         model = weights.add_tokens(model, tokens, config.seed)
+    for note in model.notes:
+        print(note, file=sys.stderr)
     rates = {"hidden_dropout": config.dropout, "attention_dropout": config.dropout}
     model = dataclasses.replace(model, model={**model.model, **rates})
     positions = model.model["max_positions"]
@@ -254,7 +256,7 @@ def initial_params(
         print("from scratch: all parameters are new, from random", file=sys.stderr)
         return fresh
     given = dict(model.params)
-    if not _same_labels(model.task, tasks.to_dict(task)):  # the head of another task
+    if not _same_labels(model.task, task):  # the head of another task
         for head in _HEADS & given.keys():
             del given[head]
     params, new, unused = weights.merge(fresh, given, config.init_from)
@@ -274,10 +276,10 @@ def initial_params(
     return jax.device_put(params, shardings)
 
 
-def _same_labels(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
-    return before is not None and all(
-        before.get(name) == now.get(name) for name in ("family", "labels", "kind", "tags")
-    )
+def _same_labels(before: Mapping[str, Any] | None, task: Task) -> bool:
+    now = json.loads(json.dumps(tasks.to_dict(task)))
+    names = ("family", "labels", "kind")
+    return before is not None and all(before.get(name) == now.get(name) for name in names)
 
 
 def write_task(folder: Path, task: Task) -> None:

@@ -20,7 +20,7 @@ from configs import finetune as config_file
 
 TOPICS = ["ships", "gardens", "kitchens", "music"]
 SMALL = {
-    "batch_size": 16, "max_length": 48, "epochs": 4.0, "learning_rate": 3e-3, "log_every": 10,
+    "batch_size": 16, "max_length": 48, "epochs": 6.0, "learning_rate": 1e-3, "log_every": 10,
 }  # fmt: skip
 
 
@@ -88,14 +88,14 @@ def write_answering(folder: Path, count: int, seed: int, split: str) -> None:
 
 
 def write_choice(folder: Path, count: int, seed: int, split: str) -> None:
-    """Which end is of the topic of the beginning?"""
+    """Which end is of the topic of the beginning? The wrong ones are of other topics always."""
     rng = random.Random(seed)
     with (folder / f"{split}.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["prompt", "a", "b", "label"])
         for topic, text in examples(count, seed):
             right = tiny_corpus.sentence(rng, topic)
-            wrong = tiny_corpus.sentence(rng, (topic + 2) % 4)
+            wrong = tiny_corpus.sentence(rng, topic + 4)
             label = rng.randrange(2)
             table.writerow([text, *([right, wrong] if label == 0 else [wrong, right]), label])
 
@@ -113,7 +113,7 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     for name, (write, _) in FAMILIES.items():
         (folder / name).mkdir()
-        for split, count in (("train", 240), ("dev", 60)):
+        for split, count in (("train", 480), ("dev", 60)):
             write(folder / name, count, len(split), split)
     return folder
 
@@ -123,8 +123,6 @@ def make_config(start: Path, arg: str = "task=custom", **changes):
     config.lock()
     names = {name.replace("__", "."): value for name, value in changes.items()}
     config.update_from_flattened_dict({**SMALL, "init_from": str(start), **names})
-    config.mesh.data = 1
-    config.mesh.fsdp = 1
     return config
 
 
@@ -189,7 +187,7 @@ def test_evaluating_the_finished_model_gives_its_results_again(family, tuned, da
     config = make_config(Path(""), "task=custom,mode=eval", data=str(data / family), **settings)
     again = finetune.apply_model(config, workdir)
     before = json.loads((workdir / "results.json").read_text())
-    assert again["scores"] == pytest.approx(before["scores"])
+    assert again["scores"]["dev"] == pytest.approx(before["scores"]["dev"])
     assert (workdir / "eval" / "results.json").exists()
 
 
@@ -239,7 +237,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, data, tuned, tmp_path, 
     workdir = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         run(trained, data, workdir)
-    assert Checkpoints(workdir / "checkpoints", read_only=True).steps == [15]
+    assert Checkpoints(workdir / "checkpoints", read_only=True).steps == [30]
     assert not (workdir / "results.json").exists()
     run(trained, data, workdir)
     assert metrics(workdir) == metrics(tuned["classification"])
@@ -255,7 +253,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained, data, tuned, tmp_path, 
 def test_a_run_on_other_training_data_is_not_continued(trained, data, tuned, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    write_classification(other, 240, 77, "train")
+    write_classification(other, 480, 77, "train")
     write_classification(other, 60, 78, "dev")
     config = make_config(trained, data=str(other))
     with pytest.raises(UserError, match=r"holds a run with another config .*train_features"):
@@ -266,7 +264,7 @@ def test_a_run_on_other_training_data_is_not_continued(trained, data, tuned, tmp
 
 
 def test_the_encoder_is_that_of_init_from_and_the_head_is_new(trained, data, tmp_path, capsys):
-    config = make_config(trained, data=str(data / "classification"), epochs=0.07, warmup_steps=1.0)
+    config = make_config(trained, data=str(data / "classification"), epochs=0.04, warmup_steps=1.0)
     finetune.finetune(config, tmp_path / "run")  # one step, of rate 0
     said = capsys.readouterr().err
     assert "new, from random: classifier; not used: mlm_head, nsp_head" in said
@@ -278,7 +276,7 @@ def test_the_encoder_is_that_of_init_from_and_the_head_is_new(trained, data, tmp
 
 def test_from_scratch_takes_no_weights(trained, data, tmp_path):
     config = make_config(
-        trained, data=str(data / "classification"), epochs=0.07, warmup_steps=1.0, from_scratch=True
+        trained, data=str(data / "classification"), epochs=0.04, warmup_steps=1.0, from_scratch=True
     )
     finetune.finetune(config, tmp_path / "run")
     before, after = load_params(trained), load_params(tmp_path / "run")
@@ -288,7 +286,7 @@ def test_from_scratch_takes_no_weights(trained, data, tmp_path):
 
 def test_top_layers_are_made_new_on_request(trained, data, tmp_path, capsys):
     config = make_config(
-        trained, data=str(data / "classification"), epochs=0.07, warmup_steps=1.0, reinit_layers=1
+        trained, data=str(data / "classification"), epochs=0.04, warmup_steps=1.0, reinit_layers=1
     )
     finetune.finetune(config, tmp_path / "run")
     assert "new, from random: classifier, encoder/layer_1, pooler" in capsys.readouterr().err
@@ -305,7 +303,7 @@ def test_the_head_of_another_task_is_not_taken_over(tuned, data, tmp_path, capsy
     for split in ("train", "dev"):
         text = (data / "classification" / f"{split}.tsv").read_text()
         (folder / f"{split}.tsv").write_text(text.replace("\tships", "\tboats"))
-    config = make_config(tuned["classification"], data=str(folder), epochs=0.07)
+    config = make_config(tuned["classification"], data=str(folder), epochs=0.04)
     finetune.finetune(config, tmp_path / "renamed_run")
     assert "new, from random: classifier;" in capsys.readouterr().err
     config.data = str(data / "classification")
@@ -356,10 +354,10 @@ def test_as_many_programs_are_compiled_as_there_are_widths(trained, data, tmp_pa
     results = run(trained, data, tmp_path / "run", epochs=1.0)
     padding = results["padding"]
     assert sizes == [padding["widths"]]
-    lengths = [len(text.split()) + 2 for _, text in examples(240, 5)]
-    assert min(lengths) * 240 < padding["text_tokens"] < padding["computed_tokens"]
-    assert padding["computed_without_buckets"] == 15 * 16 * 48
-    assert padding["computed_tokens"] <= 240 * buckets.bucket_width(max(lengths) + 6, 48)
+    lengths = [len(text.split()) + 2 for _, text in examples(480, 5)]
+    assert min(lengths) * 480 < padding["text_tokens"] < padding["computed_tokens"]
+    assert padding["computed_without_buckets"] == 30 * 16 * 48
+    assert padding["computed_tokens"] <= 480 * buckets.bucket_width(max(lengths) + 6, 48)
 
 
 def test_eight_devices_give_the_same_result(trained, data, tuned, tmp_path, monkeypatch):
@@ -421,8 +419,8 @@ def test_a_missing_dev_split_says_what_to_do(trained, data, tmp_path):
     config.dev_share = 0.2
     results = finetune.finetune(config, tmp_path / "run")
     counts = results["examples"]
-    assert counts["train"] + counts["dev"] == 240
-    assert 24 < counts["dev"] < 80
+    assert counts["train"] + counts["dev"] == 480
+    assert 60 < counts["dev"] < 140
 
 
 def test_a_label_that_training_never_saw_is_told(trained, data, tmp_path):
@@ -481,7 +479,7 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
     folder = data / "classification"
     for mode in config_file.MODES:
         config = make_config(
-            trained, f"task=custom,mode={mode}", data=str(folder), epochs=0.07,
+            trained, f"task=custom,mode={mode}", data=str(folder), epochs=0.04,
             test=str(folder / "dev.tsv"),
         )  # fmt: skip
         recorder = Recorder(config, read)
