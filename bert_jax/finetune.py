@@ -89,7 +89,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         print(f"{workdir} is finished: nothing left to train")
         return json.loads((workdir / "results.json").read_text())
 
-    if not jax.config.jax_compilation_cache_dir:  # a second start finds its programs compiled
+    if not jax.config.values["jax_compilation_cache_dir"]:  # a second start finds them compiled
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     predict = jax.jit(objective.predict)
 
@@ -178,7 +178,9 @@ def read_splits(task: Task, config: Any) -> Examples:
         "eval": [split for split in task.splits if split.startswith("dev")],
         "predict": [s for s in task.splits if s != "train" and not s.startswith("dev")],
     }[config.mode]
-    examples = {split: found for split in wanted if (found := task.read(source, split)) is not None}
+    examples: Examples = {
+        split: found for split in wanted if (found := task.read(source, split)) is not None
+    }
     empty = [split for split, found in examples.items() if not found]
     where = config.data or ", ".join(files.values())
     if empty:

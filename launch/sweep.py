@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     if config is None or not workdir:
         raise errors.UserError("--config=configs/finetune.py:task=... and --workdir are needed")
     folder = Path(workdir)
-    if not jax.config.jax_compilation_cache_dir:  # shared by the runs
+    if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     grid = GRIDS[_GRID.value]
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]

@@ -1,0 +1,45 @@
+"""Packs the test predictions of fine-tuned models into one zip file for the GLUE leaderboard.
+
+  python launch/glue_submission.py --out=glue.zip runs/cola runs/mrpc runs/mnli ...
+
+Each folder is a work directory whose run found the official test.tsv, or one that holds the files.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, flags
+
+from bert_jax.errors import UserError
+from bert_jax.tasks.glue import zip_submission
+
+_OUT = flags.DEFINE_string("out", "glue.zip", "The zip file to write.")
+
+
+def main(argv: Sequence[str]) -> None:
+    try:
+        if len(argv) < 2:
+            raise UserError("name the work directories: --out=glue.zip runs/cola runs/mrpc ...")
+        given = [Path(name) for name in argv[1:]]
+        unknown = [str(folder) for folder in given if not folder.is_dir()]
+        if unknown:
+            raise UserError(f"not a folder: {', '.join(unknown)}")
+        # Both what training left and what mode=predict did, and the folders themselves.
+        nested = [Path("predictions"), Path("predict/predictions")]
+        folders = [folder / name for folder in given for name in (Path("."), *nested)]
+        missing = zip_submission(
+            [folder for folder in folders if folder.is_dir()], Path(_OUT.value)
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"wrote {_OUT.value}")
+    if missing:
+        print(f"the leaderboard also wants {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,145 @@
+"""Sweeps, the scoring entry and GLUE submissions, as commands."""
+
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from test_finetune import FAMILIES, make_config, write_classification
+
+from bert_jax import finetune
+from bert_jax.tasks import get_task
+from bert_jax.tasks.base import Source
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    return load_script("sweep")
+
+
+def command(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, text=True, capture_output=True, check=False
+    )
+
+
+# Sweeps.
+
+
+def test_grids_are_the_published_ones(sweep):
+    """Section 4.1 and appendix A.3 differ; both are there (C5)."""
+    paper, a3 = sweep.GRIDS["paper"], sweep.GRIDS["paper_a3"]
+    assert sorted(paper["learning_rate"]) == [2e-5, 3e-5, 4e-5, 5e-5]
+    assert (paper["batch_size"], paper["epochs"]) == ([32], [3.0])
+    assert sorted(a3["learning_rate"]) == [2e-5, 3e-5, 5e-5]
+    assert (sorted(a3["batch_size"]), sorted(a3["epochs"])) == ([16, 32], [2.0, 3.0, 4.0])
+
+
+def test_a_sweep_goes_on_where_it_was_and_keeps_the_best(sweep, trained, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, count in (("train", 64), ("dev", 32)):
+        write_classification(data, count, len(split), split)
+    config = make_config(trained, data=str(data), epochs=1.0)
+    config.mesh.data = -1
+    calls = []
+    real = finetune.finetune
+
+    def counting(config, workdir):
+        calls.append((config.learning_rate, config.seed))
+        return real(config, workdir)
+
+    monkeypatch.setattr(sweep.finetune, "finetune", counting)
+    folder = tmp_path / "sweep"
+    points = [{"learning_rate": 1e-3}, {"learning_rate": 1e-9}]
+    done = []
+    for point in points:
+        for seed in (0, 1):
+            done.append(sweep.run_one(config, point, seed, folder))
+            sweep._drop_checkpoints(done)
+    assert calls == [(1e-3, 0), (1e-3, 1), (1e-9, 0), (1e-9, 1)]
+    again = [sweep.run_one(config, point, seed, folder) for point in points for seed in (0, 1)]
+    assert again == done and len(calls) == 4
+    kept = [
+        result["workdir"] for result in done if (Path(result["workdir"]) / "checkpoints").exists()
+    ]
+    table = sweep.summarise(done)
+    assert kept == [table["best_run"]]
+    text = sweep.as_markdown(table)
+    assert "learning_rate=0.001" in text and "learning_rate=1e-09" in text
+    sweep.plot(done, table, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_the_summary_of_a_sweep(sweep):
+    def result(point, seed, score):
+        return {
+            "point": point, "seed": seed, "workdir": f"{point}/{seed}", "metric": "f1",
+            "score": score, "baseline": 0.5, "collapsed": score <= 0.5,
+        }  # fmt: skip
+
+    scores = {"a": [0.6, 0.5, 0.9], "b": [0.7, 0.71, 0.72]}
+    results = [result(p, seed, score) for p in scores for seed, score in enumerate(scores[p])]
+    table = sweep.summarise(results)
+    first, second = table["settings"]
+    assert (first["best"], first["median"], first["worst"], first["collapsed"]) == (
+        0.9,
+        0.6,
+        0.5,
+        1,
+    )
+    assert first["deviation"] == pytest.approx(0.2081666, abs=1e-6)
+    assert (second["median"], second["collapsed"], second["n"]) == (0.71, 0, 3)
+    assert table["best_run"] == "a/2"
+    assert "| a | 3 | 0.9000 | 0.6000 | 0.5000 | 0.2082 | **1** |" in sweep.as_markdown(table)
+
+
+# Scores.
+
+
+def test_score_prints_the_official_metrics_as_json(tmp_path):
+    FAMILIES["answering"][0](tmp_path, 20, 3, "dev")
+    task = get_task("custom", {"family": "answering", "unanswerable": True})
+    examples = task.read(Source(files={"dev": str(tmp_path / "dev.json")}), "dev")
+    right = {e.id: "" if e.impossible else e.answers[0][0] for e in examples}
+    (tmp_path / "right.json").write_text(json.dumps(right))
+    flags = ["--task=squad2", f"--gold={tmp_path / 'dev.json'}"]
+    done = command("-m", "bert_jax.score", *flags, f"--predictions={tmp_path / 'right.json'}")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert scores["exact"] == scores["f1"] == 1.0
+    assert scores["HasAns_total"] + scores["NoAns_total"] == scores["total"] == 20
+    done = command("-m", "bert_jax.score", *flags, f"--predictions={tmp_path / 'nothing.json'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "nothing.json does not exist" in done.stderr
+
+
+# Submissions.
+
+
+def test_a_submission_is_one_zip_and_says_what_is_missing(tmp_path):
+    folder = tmp_path / "rte" / "predictions"
+    folder.mkdir(parents=True)
+    lines = ["index\tprediction", *(f"{i}\tentailment" for i in range(3000))]
+    (folder / "RTE.tsv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "glue.zip"
+    done = command("launch/glue_submission.py", f"--out={out}", str(tmp_path / "rte"))
+    assert done.returncode == 0, done.stderr
+    assert "also wants" in done.stdout and "MNLI-mm.tsv" in done.stdout
+    with zipfile.ZipFile(io.BytesIO(out.read_bytes())) as archive:
+        assert archive.namelist() == ["RTE.tsv"]
+    done = command("launch/glue_submission.py", f"--out={out}", str(tmp_path / "nowhere"))
+    assert done.returncode == 2 and done.stderr.startswith("error: not a folder")
