@@ -2,12 +2,18 @@
 
 Map of the package, from the top down (imports go downwards only):
   main, prepare      entries: pre-train; raw text -> tokenised corpus with its vocabulary
-  inference          `load(path)` -> fill_mask, embed, hidden_states
-  train, report      the one training loop; what it leaves behind for people
-  config, optim, sharding, checkpoint, metrics
+  finetune, score    entries: fine-tune, evaluate, predict; official metrics of a prediction file
+  features, convert  entries: frozen activations; weights in and out
+  report             (and task_report) what a run leaves behind for people
+  inference          (and task_inference) `load(path)` -> fill_mask, embed, classify, answer ...
+  hugging_face, tf1  models of others <-> ours, by the table of names and layouts in `published`
+  weights            a model as one thing, wherever it comes from
+  train              the one training loop
+  tasks              rows of four families: files -> features; outputs -> scores, official files
+  config, optim, sharding, checkpoint, metrics, workdir, command_line
   objectives         what is learnt: pure functions of (params, batch, key)
-  models             layers, encoder, heads
-  data               text, tokenizer, corpus, instances by index, loader
+  models             layers, encoder, body of a task, heads
+  data               text, tokenizer, corpus, instances by index, loader; buckets by length
   errors             `UserError`: one line for people, exit code 2
 
 Shape alphabet, used in every signature, comment and einsum:
