@@ -29,6 +29,7 @@ from bert_jax import errors
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference import Model, load
+from bert_jax.tasks.rows import read_lines
 from bert_jax.tasks.squad_windows import Pieces, windows
 
 LEVELS = ("pieces", "words", "text")
@@ -122,20 +123,9 @@ def write_features(
     return shape
 
 
-def _lines(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise UserError(f"--input={path} does not exist, or is no file")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8; convert the file") from error
-
-
 def _encoded(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:
     """Of each text its words, and the ids of each word; [UNK] where a word gives none."""
-    lines = _lines(path)
+    lines = read_lines(path)
     while chunk := [line.split() for line in itertools.islice(lines, _CHUNK)]:
         ids = iter(tokenizer.encode_batch(list(itertools.chain(*chunk))))
         for words in chunk:

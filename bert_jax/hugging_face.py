@@ -140,6 +140,9 @@ def write(folder: str | Path, pretrained: Pretrained) -> None:
     Raises: UserError: the folder is not empty, or `transformers` has no class for such a model.
     """
     params, tokenizer = pretrained.params, pretrained.tokenizer
+    features = pretrained.tuning.get("features")
+    if pretrained.task is not None and features not in (None, "", "last"):
+        raise UserError(f"transformers has no BERT whose head reads features={features}")
     architecture, parts = architecture_of(params)
     c = encoder_config(pretrained.model, tokenizer.vocab_size, "float32")
     if c.heads * c.head_width != c.width:
@@ -228,9 +231,11 @@ def _task(config: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any]
         numbers = config.get("problem_type") == "regression" or len(labels) == 1
         several = config.get("problem_type") == "multi_label_classification"
         if numbers:
-            return tasks.to_dict(Classification.custom(label=",".join(labels), kind="numbers"))
-        row = Classification.custom(kind="multi" if several else "single")
-        return tasks.to_dict(dataclasses.replace(row, labels=labels))
+            row = Classification.custom(label=",".join(labels), kind="numbers")
+        else:
+            row = Classification.custom(kind="multi" if several else "single")
+            row = dataclasses.replace(row, labels=labels)
+        return tasks.to_dict(dataclasses.replace(row, texts=()))  # nothing says whether of pairs
     if "tag_head" in parts:
         return tasks.to_dict(dataclasses.replace(Tagging.custom(), labels=labels))
     if "choice_head" in parts:

@@ -5,7 +5,6 @@ A fine-tuned model also has what it was fine-tuned for: classify, answer, tag or
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.config import encoder_config
 from bert_jax.data.buckets import Arrays, eval_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
@@ -42,16 +39,10 @@ def load(path: str | Path, dtype: str = "auto") -> "Model":
       UserError: the folder is none of these, or has no checkpoint yet.
     """
     opened = open_model(path)
-    encoder = encoder_config(opened.model, opened.tokenizer.vocab_size, dtype)
-    model = Model(encoder, opened.params, opened.tokenizer)
-    if opened.task is None:
-        return model
-    file = Path(path) / "config.json"
-    run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if "model" not in run:  # not one of ours
-        run = {}
-    settings = {n: run[n] for n in ("features", "bilstm", "bilstm_width") if n in run}
-    model.set_task(tasks.from_dict(opened.task), Body(encoder, **settings), run.get("max_length"))
+    body = opened.body(dtype)
+    model = Model(body.encoder, opened.params, opened.tokenizer)
+    if opened.task is not None:
+        model.set_task(tasks.from_dict(opened.task), body, opened.max_length)
     return model
 
 

@@ -103,7 +103,7 @@ class TaskModel:
         examples = []
         for text in as_list(texts):
             parts = (text,) if isinstance(text, str) else tuple(text)
-            if len(parts) != count:
+            if len(parts) != count and (count or len(parts) not in (1, 2)):
                 wanted = "pairs of texts" if count == 2 else "single texts"
                 raise UserError(f"this model was fine-tuned on {wanted}; {text!r} is none")
             examples.append(TextExample("", parts, None, ""))

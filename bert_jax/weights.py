@@ -14,8 +14,12 @@ import numpy as np
 import tokenizers
 
 from bert_jax.checkpoint import Checkpoints, check_fit, load_params
+from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.models.body import Body
+
+_TUNING = ("features", "bilstm", "bilstm_width", "max_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Pretrained:
     whichever of pooler, mlm_head, nsp_head, classifier, span_head, tag_head, choice_head there are.
     task: of a fine-tuned model, the row of its task (`tasks.to_dict`). notes: what a person should
     be told about how it was read or changed (arrays not used, rows cut or added), a line each.
+    tuning: how it was fine-tuned, as far as is known: features, bilstm, bilstm_width, max_length.
     """
 
     model: Mapping[str, Any]
@@ -33,6 +38,17 @@ class Pretrained:
     tokenizer: Tokenizer
     task: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def body(self, dtype: str) -> Body:
+        """The encoder, computing in `dtype`, with what fine-tuning put on it."""
+        encoder = encoder_config(self.model, self.tokenizer.vocab_size, dtype)
+        return Body(encoder, **{n: v for n, v in self.tuning.items() if n != "max_length"})
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a sequence in fine-tuning; where that is unknown, what the model can take."""
+        return self.tuning.get("max_length", self.model["max_positions"])
 
 
 def open_model(path: str | Path) -> Pretrained:
@@ -57,7 +73,9 @@ def open_model(path: str | Path) -> Pretrained:
     task = read_json(path / "task.json") if (path / "task.json").exists() else None
     # On the host: arrays of one device cannot be put on a mesh that other processes share.
     params = jax.tree.map(np.asarray, load_params(path))
-    return Pretrained(config["model"], params, load_tokenizer(path / "tokenizer"), task)
+    tuning = {name: config[name] for name in _TUNING if task is not None and name in config}
+    tokenizer = load_tokenizer(path / "tokenizer")
+    return Pretrained(config["model"], params, tokenizer, task, tuning=tuning)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -81,7 +99,7 @@ def save_model(folder: str | Path, pretrained: Pretrained) -> None:
     """
     with new_folder(folder) as made:
         pretrained.tokenizer.save(made / "tokenizer")
-        config = {"model": dict(pretrained.model)}
+        config = {"model": dict(pretrained.model), **pretrained.tuning}
         (made / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if pretrained.task is not None:
             text = json.dumps(pretrained.task, ensure_ascii=False, indent=2) + "\n"
@@ -161,17 +179,23 @@ def add_tokens(pretrained: Pretrained, tokens: Sequence[str], seed: int = 0) -> 
 
     Their embeddings are as those of a fresh model, a truncated normal; the bias of the masked-LM
     head grows by zeros. Old ids and rows stay as they are. Tokens that the vocabulary has already
-    (as the tokenizer normalises them) are left out, and named in the notes.
+    (as the tokenizer normalises them, so that of Zika and zika an uncased one needs only one) are
+    left out, and named in the notes.
     """
     old = pretrained.tokenizer
     backend = tokenizers.Tokenizer.from_str(old.backend.to_str())
-    have, normalizer = set(old.tokens), backend.normalizer
-    known = [
-        token
-        for token in tokens
-        if token in have or (normalizer and normalizer.normalize_str(token).strip() in have)
-    ]
-    new = [token for token in tokens if token not in known]
+
+    def forms(token: str) -> set[str]:
+        plain = backend.normalizer
+        return {token, plain.normalize_str(token).strip()} if plain else {token}
+
+    added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    have = set(old.tokens).union(*map(forms, added))
+    new: list[str] = []
+    known: list[str] = []
+    for token in tokens:
+        (known if forms(token) & have else new).append(token)
+        have |= forms(token)
     backend.add_tokens(
         [tokenizers.AddedToken(token, single_word=True, normalized=True) for token in new]
     )

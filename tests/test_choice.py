@@ -80,12 +80,18 @@ def test_a_table_of_ones_own(tmp_path):
 def test_tfds_columns(monkeypatch):
     # As in hellaswag: a list of endings, and a class label by its number.
     row = {"context": "a", "endings": ["b", "c", "d", "e"], "label": 2}
-    splits = {"validation": [("hellaswag/validation:0", row)]}
+    splits = {"dev": [("hellaswag/validation:0", row)]}
     monkeypatch.setattr(tasks.choice.rows, "read_tfds", lambda name, split: splits.get(split))
     task = _custom(prompt="context", endings="endings.0,endings.1,endings.2,endings.3")
     (question,) = task.read(Source("tfds:hellaswag"), "dev")
     assert (question.prompt, question.endings, question.label) == ("a", tuple("bcde"), 2)
     assert task.read(Source("tfds:hellaswag"), "test") is None
+
+
+def test_labels_that_a_test_split_hides(tmp_path):
+    (tmp_path / "test.tsv").write_text("prompt\tending0\tending1\tlabel\np\tx\ty\t-1\n")
+    (question,) = _custom(endings="ending0,ending1").read(Source(str(tmp_path)), "test")
+    assert question.label is None
 
 
 @pytest.mark.parametrize(
@@ -183,8 +189,13 @@ def test_predictions_are_written_as_the_released_code_does_and_read(tmp_path):
     assert path.name == "test_predictions.csv"
     assert path.read_text() == ",pred\n0,3\n1,0\n2,2\n"
     assert SWAG.read_predictions(path, questions) == [3, 0, 2]
-    with pytest.raises(UserError, match="3 predictions for 2 questions"):
+    with pytest.raises(UserError, match="3 predictions for 2 examples"):
         SWAG.read_predictions(path, questions[:2])
+    path.write_text(",pred\n2,2\n0,3\n1,0\n")  # the row number says whose it is
+    assert SWAG.read_predictions(path, questions) == [3, 0, 2]
+    path.write_text(",pred\n0,3\n0,0\n2,2\n")
+    with pytest.raises(UserError, match=r"\.csv:3: a second prediction for index 0"):
+        SWAG.read_predictions(path, questions)
     path.write_text(",pred\n0,4\n")
     with pytest.raises(UserError, match=r"\.csv:2: '4' is none of 0, 1, 2, 3"):
         SWAG.read_predictions(path, questions[:1])

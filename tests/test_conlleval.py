@@ -202,6 +202,12 @@ def test_line_ends_marks_and_empty_lines(tmp_path):
     ]
 
 
+def test_a_no_break_space_is_part_of_a_word(tmp_path):
+    (tmp_path / "a.txt").write_text("10\u00a0000  O\nx B-A\n", encoding="utf-8")
+    (sentence,) = conll.read_sentences(tmp_path / "a.txt")
+    assert sentence.words == ("10\u00a0000", "x") and sentence.tags == ("O", "B-A")
+
+
 def test_one_column_has_no_tags(tmp_path):
     (sentence,) = conll.read_sentences(_file(tmp_path, "a\nb\n"))
     assert sentence.words == ("a", "b") and sentence.tags is None

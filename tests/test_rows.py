@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bert_jax.errors import UserError
+from bert_jax.tasks.base import Source
 from bert_jax.tasks.rows import column, flat, read_rows, read_tfds
 
 
@@ -195,7 +196,26 @@ def test_tfds_rows_are_plain_values_with_label_names(nested):
 
 def test_tfds_hidden_labels_are_empty_and_missing_splits_none(nested):
     assert [row["label"] for _, row in read_tfds(nested, "test")] == [""] * 4
-    assert read_tfds(nested, "validation_matched") is None
+    assert read_tfds(nested, "dev_mismatched") is None
+
+
+def test_dev_is_what_tfds_calls_validation(nested):
+    rows = list(read_tfds(nested, "dev"))
+    assert {where for where, _ in rows} == {f"{nested}/validation:{i}" for i in range(4)}
+
+
+def test_a_file_that_is_given_goes_before_tfds(tmp_path):
+    source = Source("tfds:glue/mrpc", {"dev": "dev.tsv", "train": ""})
+    assert [source.tfds(split) for split in ("train", "dev")] == ["glue/mrpc", ""]
+
+
+def test_half_a_surrogate_pair_is_told(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "\\ud83d"}\n')
+    rows = read_rows(path)
+    assert next(rows)[1] == {"text": "😀"}
+    with pytest.raises(UserError, match=r"t\.jsonl:2: a text holds half a surrogate pair"):
+        next(rows)
 
 
 def test_unknown_tfds_name_and_folder(tmp_path):

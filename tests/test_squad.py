@@ -104,7 +104,7 @@ def test_what_training_cannot_use_is_left_out_and_counted(tmp_path, capsys):
         ({"data": [article(node("a", None, 0, is_impossible=True))]},
          "is_impossible; such questions need task=squad2"),
         ({"data": []}, "t.json has no question that can be used"),
-        (b"\xff\xfe", "t.json: not UTF-8"),
+        (b"\xff\xfe", "t.json:1: not UTF-8"),
     ],
 )  # fmt: skip
 def test_what_is_not_squad_is_one_line(tmp_path, content, message):
@@ -152,7 +152,7 @@ def test_reads_tfds_rows(monkeypatch):
                  "tfds:squad/v1.1 dev: question a of 'Seoul'")
     ]  # fmt: skip
     assert SQUAD1.read(source, "test") is None
-    assert asked == [("squad/v1.1", "validation"), ("squad/v1.1", "test")]
+    assert asked == [("squad/v1.1", "dev"), ("squad/v1.1", "test")]
     del row["answers"]
     with pytest.raises(UserError, match=r"squad/v1\.1/train:0 lacks 'answers'"):
         SQUAD1.read(source, "train")
@@ -253,7 +253,7 @@ def test_files_are_the_official_ones(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "predictions.json is not JSON"),
+        ("{", "predictions.json:1: not JSON"),
         ('["a"]', "predictions.json must be an object of texts by question id"),
         ('{"a": 1}', "predictions.json must be an object of texts"),
         ('{"b": "x"}', r"predictions.json lacks 1 of 1 questions \(first: a\)"),

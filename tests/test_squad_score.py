@@ -6,7 +6,7 @@ import string
 import numpy as np
 import pytest
 
-from bert_jax.tasks import squad_score
+from bert_jax.tasks import plots
 from bert_jax.tasks.squad_score import best_threshold, raw_scores, summary
 
 
@@ -185,7 +185,7 @@ def test_plots_are_pictures(tmp_path):
     flags = np.ones(3, bool), np.array([True, True, False])
     odds = np.array([-1.0, 0.0, 1.0])
     paths = [
-        squad_score.plot_threshold(tmp_path / "a" / "t.png", scores, *flags, odds, 0.0),
-        squad_score.plot_lengths(tmp_path / "l.png", [["x y"], ["z"], []], scores[:, 1], "squad"),
+        plots.threshold_curves(tmp_path / "a" / "t.png", scores, *flags, odds, 0.0),
+        plots.f1_by_length(tmp_path / "l.png", [["x y"], ["z"], []], scores[:, 1], "squad"),
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

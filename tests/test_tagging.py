@@ -15,7 +15,7 @@ from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
-from bert_jax.tasks import conll
+from bert_jax.tasks import conll, tagging
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.tagging import Sentence, Tagging
 
@@ -261,6 +261,34 @@ def test_predictions_are_written_and_read(tmp_path, joined):
     untagged = [Sentence(e.id, e.words) for e in examples]
     (path,) = task.write(tmp_path, "test", untagged, predictions)
     assert task.read_predictions(path, untagged) == predictions
+
+
+def test_words_with_spaces_are_written_between_tabs(tmp_path):
+    (tmp_path / "dev.txt").write_text("New York\tB-LOC\n\nis\tO\n")
+    examples = TASK.read(Source(str(tmp_path)), "dev")
+    path, _ = TASK.write(tmp_path / "out", "dev", examples, [("B-PER",), ("O",)])
+    assert path.read_text() == "New York\tB-LOC\tB-PER\n\nis\tO\tO\n\n"
+
+
+def test_predictions_in_another_scheme_count_as_the_same_entities(tmp_path):
+    example = Sentence("0", ("a", "b", "c", "d"), ("B-PER", "I-PER", "O", "B-PER"), "x:1")
+    path = tmp_path / "p.conll"
+    for scheme in ("BEOS", "BLOU"):
+        letters = zip(example.words, scheme, strict=True)
+        path.write_text("".join(f"{w} {x if x == 'O' else x + '-PER'}\n" for w, x in letters))
+        assert TASK.read_predictions(path, [example]) == [example.tags]
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 4, 5, 8, 9])
+def test_every_piece_is_tagged_where_it_has_the_most_context(room):
+    units = [(place, place, place + 1) for place in range(5, 28)]
+    chosen = list(tagging._windows(range(5, 28), units, 40, room))
+    assert sorted(unit for _, kept in chosen for unit in kept) == units
+    starts = {*range(5, 28 - room, max(room // 2, 1)), 28 - room}
+    for start, kept in chosen:
+        for place, _, _ in kept:
+            context = {s: min(place - s, s + room - 1 - place) for s in starts}
+            assert context[start] == max(context.values())
 
 
 @pytest.mark.parametrize(

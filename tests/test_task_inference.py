@@ -1,7 +1,6 @@
 """Using a fine-tuned model: answers in the order of the questions, in characters of the text."""
 
 import dataclasses
-import json
 
 import flax.linen as nn
 import jax
@@ -57,11 +56,9 @@ def fine_tuned(pretrained, tmp_path):
         example = {"tokens": ROWS, "segments": ROWS, "lengths": jnp.array([4])}
         shapes = nn.unbox(jax.eval_shape(task.objective(body).init, jax.random.key(0), example))
         params = {**randomised(shapes), **pretrained.params}
-        model = dataclasses.replace(pretrained, params=params, task=tasks.to_dict(task))
+        row, tuning = tasks.to_dict(task), {"max_length": 32, **settings}
+        model = dataclasses.replace(pretrained, params=params, task=row, tuning=tuning)
         weights.save_model(tmp_path / "run", model)
-        file = tmp_path / "run" / "config.json"
-        config = json.loads(file.read_text()) | {"max_length": 32, **settings}
-        file.write_text(json.dumps(config))
         return bert_jax.load(str(tmp_path / "run"))
 
     return make
@@ -130,6 +127,12 @@ def test_pairs(fine_tuned, pretrained):
     assert [label.label for label in labels] == [NAMES[i] for i in logits.argmax(axis=1)]
     with pytest.raises(UserError, match="fine-tuned on pairs of texts; 'the ship' is none"):
         model.classify(["the ship"])
+    # Of a model from elsewhere nobody knows which it takes.
+    model.task = dataclasses.replace(PAIR, texts=())
+    either = model.classify([*pairs, "the ship"])
+    assert [label.label for label in either[:3]] == [label.label for label in labels]
+    with pytest.raises(UserError, match="is none"):
+        model.classify([("a", "b", "c")])
 
 
 def test_the_encoder_can_be_used_as_before(fine_tuned, plain):

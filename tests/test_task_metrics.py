@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 
+from bert_jax import tasks
 from bert_jax.tasks.metrics import accuracy, f1, macro_f1, matthews, pearson, set_f1, spearman
 
 
@@ -163,3 +164,9 @@ def test_sets_against_the_definitions():
         places = list(itertools.product(range(count), classes))
         every = _f1([c in gold[i] for i, c in places], [c in predicted[i] for i, c in places], True)
         assert set_f1(gold, predicted, classes, "micro") == pytest.approx(every)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS.values(), ids=tasks.TASKS)
+def test_of_nothing_every_score_is_zero(task):
+    scores = task.score([], [])
+    assert scores[task.metric] == 0 and set(scores.values()) == {0}

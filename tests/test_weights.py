@@ -161,6 +161,7 @@ def test_labels_and_kinds_of_published_models(tmp_path):
         change_config(folder, problem_type=theirs)
         task = open_model(folder).task
         assert task["kind"] == ours
+        assert task["texts"] == ()  # of one text or of pairs: the files do not say
         out = tmp_path / ours
         hugging_face.write(out, open_model(folder))
         again = json.loads((out / "config.json").read_text())
@@ -320,6 +321,7 @@ def test_a_run_opens_and_is_saved_again(run, tmp_path):
         assert dict(again.model) == dict(one.model)
         assert again.tokenizer.tokens == one.tokenizer.tokens
     assert tasks.from_dict(again.task) == tasks.from_dict(tagger.task)
+    assert again.max_length == tagger.model["max_positions"]
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
@@ -348,6 +350,17 @@ def test_what_transformers_cannot_be_is_refused(tmp_path):
     recurrent = dataclasses.replace(model, params={**model.params, "bilstm": {}})
     with pytest.raises(UserError, match="has no BERT with bilstm"):
         hugging_face.write(tmp_path / "out", recurrent)
+
+
+def test_how_a_model_was_fine_tuned_is_kept_or_refused(tmp_path):
+    tuning = {"features": "second_to_last", "bilstm": 0, "bilstm_width": 8, "max_length": 12}
+    model = dataclasses.replace(open_model(GOLDEN / "tagging"), tuning=tuning)
+    save_model(tmp_path / "run", model)
+    again = open_model(tmp_path / "run")
+    assert again.tuning == tuning and again.max_length == 12
+    assert again.body("float32").features == "second_to_last"
+    with pytest.raises(UserError, match="whose head reads features=second_to_last"):
+        hugging_face.write(tmp_path / "out", again)
 
 
 def test_the_class_follows_from_the_parts():
@@ -414,6 +427,8 @@ def test_new_tokens_are_whole_words_at_the_end(tmp_path):
     assert model.tokenizer.encode("covid-19, 한국.")[::2] == [first, first + 1]
     assert not {first, first + 1} & set(model.tokenizer.encode("covid-19s xcovid-19 한국이"))
     assert model.notes[-1] == "tokens that the vocabulary has already: the; She"
+    twice = add_tokens(add_tokens(old, ["Zika", "zika"]), ["ZIKA", "Zika"])
+    assert twice.tokenizer.tokens[first:] == ["Zika"]  # any of them is matched as this one
     for text in ("the of to", "she was it.", "as hes, [SEP]"):
         assert model.tokenizer.encode(text) == old.tokenizer.encode(text)
 

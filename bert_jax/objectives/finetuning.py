@@ -24,7 +24,8 @@ _HEAD_SITE = 1_000_000  # dropout site of the heads; the encoder's are its layer
 class TaskObjective(Protocol):
     """An objective (`objectives.base`) that also predicts."""
 
-    body: Body
+    @property
+    def body(self) -> Body: ...
 
     def init(self, key: jax.Array, batch: Batch) -> Params: ...
 

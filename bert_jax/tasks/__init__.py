@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.errors import UserError
-from bert_jax.tasks import choice, glue, korean, squad, tagging
 from bert_jax.tasks.base import Task
+from bert_jax.tasks.choice import TASKS as CHOICE
 from bert_jax.tasks.choice import Choice
 from bert_jax.tasks.classification import Classification
+from bert_jax.tasks.glue import TASKS as GLUE
+from bert_jax.tasks.korean import TASKS as KOREAN
+from bert_jax.tasks.squad import TASKS as ANSWERING
 from bert_jax.tasks.squad import Answering
+from bert_jax.tasks.tagging import TASKS as TAGGING
 from bert_jax.tasks.tagging import Tagging
 
 FAMILIES: dict[str, Any] = {
@@ -18,10 +22,7 @@ FAMILIES: dict[str, Any] = {
     "tagging": Tagging,
     "choice": Choice,
 }
-TASKS: dict[str, Task] = {
-    row.name: row
-    for row in (*glue.TASKS, *squad.TASKS, *tagging.TASKS, *choice.TASKS, *korean.TASKS)
-}
+TASKS: dict[str, Task] = {row.name: row for row in (*GLUE, *ANSWERING, *TAGGING, *CHOICE, *KOREAN)}
 
 
 def get_task(name: str, custom: Mapping[str, Any] | None = None) -> Task:

@@ -1,13 +1,13 @@
 """What a task is: examples, features, an objective, the official score, the official files.
 
 A task is a row of settings (a frozen dataclass) of one of four families: `classification` (texts
-or pairs; labels or numbers), `span` (answers in a passage), `tagging` and `choice`. The same row
-serves training, scoring, prediction files and `bert_jax.load`, so it is stored with the model.
+or pairs; labels or numbers), `answering` (a span of a passage), `tagging` and `choice`. The same
+row serves training, scoring, prediction files and `bert_jax.load`, so it is stored with the model.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,9 +19,16 @@ from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import TaskObjective
 
+_TFDS = "tfds:"
+
 
 class Example(Protocol):
     """One example of a task; each family has a frozen dataclass of its own."""
+
+    @property
+    def id(self) -> str:
+        """Its name in prediction files; no other example of the split has it."""
+        ...
 
     @property
     def where(self) -> str:
@@ -64,7 +71,7 @@ class Source:
             if not path.is_file():
                 raise UserError(f"the {split} file {path} does not exist")
             return path
-        if not self.data or self.tfds:
+        if not self.data or self.data.startswith(_TFDS):
             return None
         folder = Path(self.data)
         if not folder.is_dir():
@@ -73,10 +80,10 @@ class Source:
             )
         return next((folder / name for name in names if (folder / name).is_file()), None)
 
-    @property
-    def tfds(self) -> str:
-        """The TFDS name or folder of `tfds:NAME`, or ""."""
-        return self.data.removeprefix("tfds:") if self.data.startswith("tfds:") else ""
+    def tfds(self, split: str) -> str:
+        """The TFDS name or folder that holds a split; "" where it is a file."""
+        is_tfds = self.data.startswith(_TFDS) and not self.files.get(split)
+        return self.data.removeprefix(_TFDS) if is_tfds else ""
 
 
 class Task(Protocol):
@@ -158,6 +165,7 @@ class Task(Protocol):
 
 
 E = TypeVar("E", bound=Example)
+P = TypeVar("P")
 
 
 def run_features(
@@ -197,6 +205,26 @@ def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
     if not train or not dev:
         raise UserError(f"dev_share={share:g} leaves no examples on one side; give a dev file")
     return train, dev
+
+
+def in_order(
+    path: Path, found: Iterable[tuple[str, str, P]], examples: Sequence[Example]
+) -> list[P]:
+    """The predictions of a file, found as (where, id, prediction), in the order of the examples.
+
+    Raises: UserError: an id comes twice, or an example is without a prediction, or the other way.
+    """
+    predictions: dict[str, P] = {}
+    for where, identity, prediction in found:
+        if identity in predictions:
+            raise UserError(f"{where}: a second prediction for index {identity}")
+        predictions[identity] = prediction
+    missing = [example.id for example in examples if example.id not in predictions]
+    if missing or len(predictions) != len(examples):
+        lacks = f"; it lacks index {missing[0]}" if missing else ""
+        counts = f"{len(predictions)} predictions for {len(examples)} examples"
+        raise UserError(f"{path}: {counts}{lacks}")
+    return [predictions[example.id] for example in examples]
 
 
 def encode_pairs(

@@ -15,8 +15,8 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Choose
-from bert_jax.tasks import rows
-from bert_jax.tasks.base import Feature, Source, write_whole
+from bert_jax.tasks import metrics, rows
+from bert_jax.tasks.base import Feature, Source, in_order, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Choice:
 
     def read(self, source: Source, split: str) -> list[Question] | None:
         """The questions of a split."""
-        if source.tfds and not source.files.get(split):
-            found = rows.read_tfds(source.tfds, "validation" if split == "dev" else split)
+        if source.tfds(split):
+            found = rows.read_tfds(source.tfds(split), split)
             if found is None:
                 return None
             table: Iterable[rows.Row] = ((where, rows.flat(row)) for where, row in found)
@@ -89,9 +89,10 @@ class Choice:
             if path is None:
                 return None
             table = rows.read_rows(path, self.columns or None)
-        return [self._question(number, row) for number, row in enumerate(table)]
+        labelled = split != "test"  # there some hide the labels as -1
+        return [self._question(number, row, labelled) for number, row in enumerate(table)]
 
-    def _question(self, number: int, row: rows.Row) -> Question:
+    def _question(self, number: int, row: rows.Row, labelled: bool) -> Question:
         where, fields = row
         prompt = rows.column(row, self.prompt).strip()
         lead = rows.column(row, self.lead).strip() if self.lead else ""
@@ -105,12 +106,13 @@ class Choice:
             id=str(number),
             prompt=prompt,
             endings=tuple(f"{lead} {ending}".lstrip() for ending in endings),
-            label=self._label(where, fields.get(self.label, "").strip(), endings),
+            label=self._label(where, fields.get(self.label, ""), endings) if labelled else None,
             where=where,
             group=rows.column(row, self.group) if self.group else prompt,
         )
 
     def _label(self, where: str, text: str, endings: Sequence[str]) -> int | None:
+        text = text.strip()
         if not text:
             return None
         for names in (self.labels, endings):
@@ -186,8 +188,7 @@ class Choice:
         unlabelled = next((e.where for e in examples if e.label is None), None)
         if unlabelled:
             raise UserError(f"{unlabelled}: without a label there is no score")
-        right = [e.label == p for e, p in zip(examples, predictions, strict=True)]
-        return {"accuracy": sum(right) / len(right)}
+        return {"accuracy": metrics.accuracy([e.label for e in examples], predictions)}
 
     def baseline(self, train: Sequence[Question], examples: Sequence[Question]) -> list[int]:
         """The most frequent label."""
@@ -203,19 +204,19 @@ class Choice:
         return [write_whole(folder / f"{split}_predictions.csv", text)]
 
     def read_predictions(self, path: Path, examples: Sequence[Question]) -> list[int]:
-        """The column `pred` of such a file.
+        """The column `pred` of such a file, in the order of the examples.
 
-        Raises: UserError: other labels, or another number of rows.
+        Raises: UserError: other labels, or not one for each example.
         """
-        predictions = []
-        for row in rows.read_rows(path):
+
+        def choice(row: rows.Row) -> int:
             text = rows.column(row, "pred").strip()
             if text not in self.labels:
                 raise UserError(f"{row[0]}: {text!r} is none of {', '.join(self.labels)}")
-            predictions.append(self.labels.index(text))
-        if len(predictions) != len(examples):
-            raise UserError(f"{path}: {len(predictions)} predictions for {len(examples)} questions")
-        return predictions
+            return self.labels.index(text)
+
+        found = ((row[0], rows.column(row, ""), choice(row)) for row in rows.read_rows(path))
+        return in_order(path, found, examples)
 
     def plot(self, path: Path, examples: Sequence[Question], predictions: Sequence[int]) -> None:
         """None: a choice has no classes to confuse."""

@@ -1,35 +1,28 @@
 """Texts or pairs of texts with a label, several labels, or numbers (BERT paper, section 4.1)."""
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.tasks import metrics, plots
-from bert_jax.tasks.base import Feature, Source, encode_pairs, write_whole
-from bert_jax.tasks.rows import Row, column, flat, read_rows, read_tfds
+from bert_jax.tasks.base import Feature, Source, encode_pairs, in_order, write_whole
+from bert_jax.tasks.rows import Row, column, flat, number, read_rows, read_tfds
 
 KINDS = {  # kind -> its metrics, the deciding one first
     "single": ("accuracy", "macro_f1", "mcc"),
     "multi": ("micro_f1", "macro_f1", "accuracy"),
     "numbers": ("pearson", "spearman", "squared_error"),
 }
-# Splits of TFDS for ours, where the names differ.
-_TFDS_SPLITS = {
-    "dev": ("validation", "validation_matched", "dev"),
-    "dev_mismatched": ("validation_mismatched",),
-    "test": ("test", "test_matched"),
-}
 _IDS = ("index", "idx", "id", "guid")
-_LARGEST_PLOT = 25  # classes
 
 Names = tuple[str, ...]
 Label = str | tuple[str, ...] | tuple[float, ...]  # by kind: single, multi, numbers
@@ -62,7 +55,7 @@ class Classification:
       files: (split, file name, alternatives ...); the files of several entries of a split are read
         one after another.
       texts, label: names that a column may have, the first that is there is read; texts for one
-        column or two, label for one, or of numbers for each.
+        column or two (none known of a model from elsewhere), label for one, or of numbers for each.
       kind: "single", "multi" (any number of labels) or "numbers".
       labels: names of the classes in the order of the logits; () to find them in the data.
       codes: how the official files write the labels, where that differs.
@@ -143,11 +136,8 @@ class Classification:
 
     def read(self, source: Source, split: str) -> list[TextExample] | None:
         """See `tasks.base.Task`."""
-        rows = self._rows(source, split)
-        if rows is None:
-            return None
-        examples = []
-        for place, row in enumerate(rows):
+        examples, rows = [], self._rows(source, split)
+        for place, row in enumerate(rows or ()):
             identity = next((row[1][name] for name in _IDS if name in row[1]), str(place))
             texts = tuple(self._text(row, names) for names in self.texts)
             label = self._label(row, split)
@@ -155,26 +145,24 @@ class Classification:
                 examples.append(TextExample(identity, texts, label, row[0]))
         if len({e.id for e in examples if e.id and e.id.isprintable()}) < len(examples):
             examples = [dataclasses.replace(e, id=str(i)) for i, e in enumerate(examples)]
-        return examples
+        return None if rows is None else examples
 
     def _rows(self, source: Source, split: str) -> Iterator[Row] | None:
-        if source.tfds and not source.files.get(split):
-            for name in _TFDS_SPLITS.get(split, (split,)):
-                found = read_tfds(source.tfds, name)
-                if found is not None:
-                    return ((where, flat(values)) for where, values in found)
-            return None
+        if not self.texts:
+            raise UserError("a model from elsewhere names no columns of text; fine-tune it first")
+        if source.tfds(split):
+            found = read_tfds(source.tfds(split), split)
+            return None if found is None else ((where, flat(values)) for where, values in found)
         wanted = [names for of, *names in self.files if of == split]
         paths = [source.find(split, names) for names in wanted]
         if all(path is None for path in paths):
             return None
-        for path, names in zip(paths, wanted, strict=True):
-            if path is None:
-                raise UserError(
-                    f"{source.data} lacks {names[0]}, a part of the {split} split; to do without "
-                    f"it, name the other with --config.{split}"
-                )
         found_paths = dict.fromkeys(path for path in paths if path is not None)
+        if None in paths:
+            raise UserError(
+                f"{source.data} lacks {wanted[paths.index(None)][0]}, a part of the {split} split; "
+                f"to do without it, name the other with --config.{split}"
+            )
         return (row for path in found_paths for row in self._file_rows(path))
 
     def _file_rows(self, path: Path) -> Iterator[Row]:
@@ -203,11 +191,14 @@ class Classification:
                 raise UserError(f"{where}: there is no label in column {names[0]!r}")
             parts.append(text)
         if self.kind == "numbers":
-            return tuple(self.number(where, part) for part in parts)
+            return tuple(number(where, part) for part in parts)
         if self.kind == "single":
             return self._known(where, parts[0])
-        several = [name.strip() for name in parts[0].split(self.separator)]
-        return tuple(sorted({self._known(where, name) for name in several if name}))
+        return self._several(where, parts[0])
+
+    def _several(self, where: str, text: str) -> tuple[str, ...]:
+        names = [name.strip() for name in text.split(self.separator)]
+        return tuple(sorted({self._known(where, name) for name in names if name}))
 
     def _cell(self, row: Row, names: Names) -> str | None:
         """The text of a label column; of a list of labels in JSON, with separators."""
@@ -222,17 +213,6 @@ class Classification:
                     )
                 return self.separator.join(several)
         return None
-
-    @staticmethod
-    def number(where: str, text: str) -> float:
-        """The number that a text is; UserError where it is none."""
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise UserError(f"{where}: the label {text!r} is not a number")
-        return number
 
     def _known(self, where: str, text: str) -> str:
         """The name of the label that a file calls `text`."""
@@ -312,9 +292,8 @@ class Classification:
         logits = np.array([output["logits"] for output in outputs], np.float32)
         logits = logits.reshape(-1, self.outputs)
         if self.kind == "multi":
-            return np.exp(-np.logaddexp(0, -logits))
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
+            return scipy.special.expit(logits)
+        return scipy.special.softmax(logits, axis=-1)
 
     # Scores and files.
 
@@ -323,6 +302,8 @@ class Classification:
     ) -> dict[str, float]:
         """See `tasks.base.Task`; `squared_error` is in the unit of the numbers."""
         gold: list[Any] = [self._given(example) for example in examples]
+        if not gold:
+            return dict.fromkeys(self.metrics, 0.0)
         return {name: self._metric(name, gold, list(predictions)) for name in self.metrics}
 
     def _metric(self, name: str, gold: list[Any], predicted: list[Any]) -> float:
@@ -370,9 +351,9 @@ class Classification:
         ]
         if official and all(identity.isdecimal() for identity, _ in rows):
             rows.sort(key=lambda row: int(row[0]))  # TFDS shuffles
-        lines = ["index\tprediction", *("\t".join(row) for row in rows)]
-        name = official or f"{split}_predictions.tsv"
-        return [write_whole(folder / name, "".join(f"{line}\n" for line in lines))]
+        lines = ["index\tprediction", *map("\t".join, rows)]
+        path = folder / (official or f"{split}_predictions.tsv")
+        return [write_whole(path, "".join(f"{line}\n" for line in lines))]
 
     def _text_of(self, prediction: Label, official: bool) -> str:
         if isinstance(prediction, str):
@@ -388,26 +369,19 @@ class Classification:
         Raises: UserError: an example without a prediction, a prediction without its example,
           unknown labels.
         """
-        found: dict[str, Label] = {}
-        for row in read_rows(path):
-            identity, text = column(row, *_IDS), column(row, "prediction")
-            if identity in found:
-                raise UserError(f"{row[0]}: a second prediction for index {identity}")
-            if self.kind == "single":
-                found[identity] = self._known(row[0], text)
-            elif self.kind == "multi":
-                names = text.split(self.separator) if text else []
-                found[identity] = tuple(sorted({self._known(row[0], name) for name in names}))
-            else:
-                numbers = tuple(self.number(row[0], part) for part in text.split(","))
-                if len(numbers) != self.outputs:
-                    raise UserError(f"{row[0]}: {len(numbers)} numbers instead of {self.outputs}")
-                found[identity] = numbers
-        missing = [example.id for example in examples if example.id not in found]
-        if missing or len(found) != len(examples):
-            lacks = f"; it lacks index {missing[0]}" if missing else ""
-            raise UserError(f"{path}: {len(found)} predictions for {len(examples)} examples{lacks}")
-        return [found[example.id] for example in examples]
+        found = ((row[0], column(row, *_IDS), self._prediction(row)) for row in read_rows(path))
+        return in_order(path, found, examples)
+
+    def _prediction(self, row: Row) -> Label:
+        text = column(row, "prediction")
+        if self.kind == "single":
+            return self._known(row[0], text)
+        if self.kind == "multi":
+            return self._several(row[0], text)
+        numbers = tuple(number(row[0], part) for part in text.split(","))
+        if len(numbers) != self.outputs:
+            raise UserError(f"{row[0]}: {len(numbers)} numbers instead of {self.outputs}")
+        return numbers
 
     def plot(
         self, path: Path, examples: Sequence[TextExample], predictions: Sequence[Label]
@@ -416,13 +390,10 @@ class Classification:
         if any(example.label is None for example in examples):
             return None
         gold = [example.label for example in examples]
-        if self.kind == "single" and len(self.labels) <= _LARGEST_PLOT:
-            plots.confusion(path, self.labels, gold, predictions)
-            return path
-        if self.kind == "numbers" and self.outputs == 1:
-            plots.scatter(path, gold, predictions)
-            return path
-        return None
+        if self.kind == "single":
+            return plots.confusion(path, self.labels, gold, predictions)
+        is_number = self.kind == "numbers" and self.outputs == 1
+        return plots.scatter(path, gold, predictions) if is_number else None
 
 
 def _as_set(label: Label) -> tuple[str, ...]:

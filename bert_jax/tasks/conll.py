@@ -7,16 +7,17 @@ the start of every entity, `I-TYPE` within it.
 
 import collections
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bert_jax.errors import UserError
+from bert_jax.tasks.rows import read_lines
 
 Tags = Sequence[str]
 
-# First letters of IOB1, IOB2, BIOES and BILOU in IOB2.
-_LETTERS = {"B": "B", "S": "B", "U": "B", "I": "I", "E": "I", "L": "I"}
+_LETTERS = {"S": "B", "U": "B", "E": "I", "L": "I"}  # of BIOES and BILOU in IOB2
 _TAG = re.compile(r"O|[BIESLU]-.+")
 _DOCUMENT = "-DOCSTART-"
 _HEADER = "##"
@@ -86,7 +87,9 @@ def read_sentences(path: Path, joined: bool = False) -> list[Sentence]:
 def read_tags(
     path: Path, sentences: Sequence[Sentence], joined: bool = False
 ) -> list[tuple[str, ...]]:
-    """The last column of a file with the same words as `sentences`, in the scheme it has.
+    """The last column of a file with the same words as `sentences`.
+
+    BIOES and BILOU become IOB2; IOB stays as it is, as a stray I counts in some scores.
 
     Raises: UserError where it has other sentences, or something else than tags.
     """
@@ -102,20 +105,21 @@ def read_tags(
                 raise _not_a_tag(path, number, columns[-1])
     if len(blocks) != len(sentences):
         raise UserError(f"{path}: {len(blocks)} sentences, where there should be {len(sentences)}")
-    return [tuple(columns[-1] for _, columns in block) for block in blocks]
+    tags = [tuple(columns[-1] for _, columns in block) for block in blocks]
+    others = any(tag[0] in _LETTERS for sentence in tags for tag in sentence)
+    return [to_iob2(sentence) for sentence in tags] if others else tags
 
 
 def to_iob2(tags: Tags) -> tuple[str, ...]:
     """Tags of any scheme (IOB1, IOB2, BIOES, BILOU) as IOB2."""
-    known = [tag if tag == "O" else _LETTERS[tag[0]] + tag[1:] for tag in tags]
     result = ["O"] * len(tags)
-    for kind, start, end in chunks(known):
+    for kind, start, end in chunks(tags):
         result[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
     return tuple(result)
 
 
 def chunks(tags: Tags, strict: bool = False) -> list[tuple[str, int, int]]:
-    """Entities (type, start, end) of a sentence in IOB1 or IOB2.
+    """Entities (type, start, end) of a sentence in IOB1, IOB2, BIOES or BILOU.
 
     As in conlleval an entity begins at any B, and at an I that does not continue one of its type;
     `strict` (seqeval's IOB2, KLUE): at a B only, and a stray I is outside.
@@ -123,6 +127,7 @@ def chunks(tags: Tags, strict: bool = False) -> list[tuple[str, int, int]]:
     found, kind, start = [], "", 0
     for place, tag in enumerate([*tags, "O"]):
         letter, _, new = tag.partition("-")
+        letter = _LETTERS.get(letter, letter)
         if letter == "I" and new == kind:
             continue
         if kind:
@@ -188,7 +193,7 @@ def character_f1(gold: Sequence[Tags], predicted: Sequence[Tags], labels: Sequen
     for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
         right.update(a for a, b in zip(gold_tags, predicted_tags, strict=True) if a == b)
         either.update([*gold_tags, *predicted_tags])
-    return sum(2 * right[t] / either[t] if either[t] else 1.0 for t in labels) / len(labels)
+    return sum(2 * right[t] / either[t] if either[t] else 1.0 for t in labels) / max(len(labels), 1)
 
 
 def report(gold: Sequence[Tags], predicted: Sequence[Tags]) -> str:
@@ -214,22 +219,18 @@ def _blocks(path: Path, headers: bool) -> Iterator[tuple[str, int, list[tuple[in
 
     The id is "" without a header; the number is 0 where the file marks no documents.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # either line end, BOM or not
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8; convert the file, with iconv for example") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     name, document = "", 0
     block: list[tuple[int, list[str]]] = []
-    for number, line in enumerate([*lines, ""], 1):
+    for number, line in enumerate(itertools.chain(read_lines(path), [""]), 1):
+        line = line.rstrip("\r\n\t ")
         if headers and line.startswith(_HEADER):
             name = line[len(_HEADER) :].split("\t")[0].strip()
             continue
         marks_document = line.startswith(_DOCUMENT)
-        if line.strip("\t ") and not marks_document:
-            line = line.rstrip("\t ")
-            block.append((number, line.split("\t") if "\t" in line else line.split()))
+        if line and not marks_document:
+            # At these alone: other white space, such as a no-break space, is part of a word.
+            columns = line.split("\t") if "\t" in line else line.split(" ")
+            block.append((number, columns if "\t" in line else [c for c in columns if c]))
             continue
         if block:
             yield name, document, block

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bert_jax.errors import UserError
 from bert_jax.tasks.classification import Classification
-from bert_jax.tasks.rows import column, read_rows
+from bert_jax.tasks.rows import column, number, read_rows
 
 _TSV = (("train", "train.tsv"), ("dev", "dev.tsv"), ("test", "test.tsv"))
 _SENTENCES = (("sentence1",), ("sentence2",))
@@ -180,6 +180,6 @@ def _check_submission(path: Path, size: int) -> None:
         if known and text not in known:
             raise UserError(f"{where}: the label {text!r} is unknown; known: {', '.join(known)}")
         if not known:
-            task.number(where, text)
+            number(where, text)
     if count != size:
         raise UserError(f"{path}: {count} predictions; the test set has {size} examples")

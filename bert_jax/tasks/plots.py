@@ -14,12 +14,22 @@ from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
+from bert_jax.tasks.squad_score import SCORERS, threshold_curve
+
 # Tried in this order for each character; the others have Hangul.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
+_MOST_CLASSES = 25  # more make no picture
 
 
-def confusion(path: Path, labels: Sequence[str], gold: Sequence, predicted: Sequence) -> None:
-    """Counts, coloured by and with the share of each gold label (the diagonal is recall)."""
+def confusion(
+    path: Path, labels: Sequence[str], gold: Sequence, predicted: Sequence
+) -> Path | None:
+    """Counts, coloured by and with the share of each gold label (the diagonal is recall).
+
+    None of a great many labels, which nobody could read.
+    """
+    if len(labels) > _MOST_CLASSES:
+        return None
     pairs = Counter(zip(gold, predicted, strict=True))
     counts = np.array([[pairs[g, p] for p in labels] for g in labels])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -33,10 +43,10 @@ def confusion(path: Path, labels: Sequence[str], gold: Sequence, predicted: Sequ
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="predicted", ylabel="gold")
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def scatter(path: Path, gold: Sequence, predicted: Sequence) -> None:
+def scatter(path: Path, gold: Sequence, predicted: Sequence) -> Path:
     """Predicted over gold numbers, with the line where they agree."""
     figure, axes = plt.subplots(figsize=(4.5, 4.5))
     axes.scatter(gold, predicted, s=6, alpha=0.4)
@@ -44,10 +54,52 @@ def scatter(path: Path, gold: Sequence, predicted: Sequence) -> None:
     axes.plot((low, high), (low, high), color="grey", linewidth=1)
     axes.set(xlabel="gold", ylabel="predicted")
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def threshold_curves(
+    path: Path, scores: np.ndarray, answered: np.ndarray, answerable: np.ndarray,
+    odds: np.ndarray, threshold: float,
+) -> Path:  # fmt: skip
+    """F1 and exact match against the threshold, all and by kind; scores float64[N, 2]."""
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    everything = np.ones(len(odds), bool)
+    lines = {
+        "F1": (1, everything, "C0-"),
+        "exact": (0, everything, "C1-"),
+        "F1, has an answer": (1, answerable, "C2--"),
+        "F1, has none": (1, ~answerable, "C3--"),
+    }
+    for label, (column, rows, style) in lines.items():
+        if rows.any():
+            parts = scores[rows, column], answered[rows], answerable[rows], odds[rows]
+            rising, means = threshold_curve(*parts)
+            axes.step(rising, means[1:], style, where="post", label=label)
+    axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.2f}")
+    axes.set(xlabel="threshold of the null odds", ylabel="score", ylim=(0, 1))
+    axes.legend()
+    return _save(figure, path)
+
+
+def f1_by_length(path: Path, golds: Sequence[Sequence[str]], f1: np.ndarray, scorer: str) -> Path:
+    """Mean F1 by the length of the first gold answer, in what F1 counts."""
+    normalise, units = SCORERS[scorer]
+    lengths = np.array([len(units(normalise(gold[0]))) if gold else 0 for gold in golds])
+    edges = [0, 1, 2, 3, 4, 6, 8, 12, 16]
+    names = ["0", "1", "2", "3", "4-5", "6-7", "8-11", "12-15", "16+"]
+    places = np.searchsorted(edges, lengths, side="right") - 1
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for place in np.unique(places):
+        rows = places == place
+        bar = axes.bar(names[place], f1[rows].mean(), color="C0")
+        axes.bar_label(bar, [f"n={rows.sum()}"])
+    unit = "characters" if scorer == "korquad" else "words"
+    axes.set(xlabel=f"{unit} of the answer", ylabel="F1", ylim=(0, 1.05))
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     installed = {font.name for font in font_manager.fontManager.ttflist}
     with warnings.catch_warnings():
@@ -57,4 +109,4 @@ def _save(figure: Any, path: Path) -> None:
         figure.tight_layout()
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(path)
+    return temporary.replace(path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,12 @@ from bert_jax.errors import UserError
 
 Row = tuple[str, dict[str, str]]  # (file:line, text of each column)
 
+# Splits of TFDS for ours, where the names differ.
+_TFDS_SPLITS = {
+    "dev": ("validation", "validation_matched", "dev"),
+    "dev_mismatched": ("validation_mismatched",),
+    "test": ("test", "test_matched"),
+}
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -51,24 +58,22 @@ def read_rows(
 
 
 def read_tfds(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]] | None:
-    """Rows of a split of a TFDS data set, by feature, or None where there is no such split.
+    """Rows of one of our splits in a TFDS data set, by feature; None where it has no such split.
 
     Text comes as str, a class label by its name ("" where it is hidden), everything else as the
     Python values of what TFDS gives; `flat` makes columns of text of it.
 
     Raises: UserError: there is no such data set, or it cannot be read (see `tfds_source`).
     """
-    opened = tfds_source.open_split(tfds_source.dataset_folder(name), split)
-    if opened is None:
-        return None
-    source, features = opened
-
-    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
-        for place in range(len(source)):
-            row = source[place]
-            yield f"{name}/{split}:{place}", {c: _plain(row[c], features[c]) for c in row}
-
-    return rows()
+    folder = tfds_source.dataset_folder(name)
+    for theirs in _TFDS_SPLITS.get(split, (split,)):
+        if opened := tfds_source.open_split(folder, theirs):
+            source, features = opened
+            return (
+                (f"{name}/{theirs}:{place}", {c: _plain(row[c], features[c]) for c in row})
+                for place, row in ((place, source[place]) for place in range(len(source)))
+            )
+    return None
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
@@ -98,6 +103,17 @@ def column(row: Row, *names: str) -> str:
     raise UserError(f"{where}: there is no column {wanted}; the columns are: {known}")
 
 
+def number(where: str, text: str) -> float:
+    """The number that a text is; UserError where it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: the label {text!r} is not a number")
+    return value
+
+
 def _plain(value: Any, feature: Any) -> Any:
     """TFDS's value of a feature as Python values."""
     if isinstance(value, Mapping):
@@ -114,9 +130,16 @@ def _plain(value: Any, feature: Any) -> Any:
     return value
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines with their ends, which are \\n or \\r\\n."""
-    with path.open("rb") as file:
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file with their ends, which are \\n or \\r\\n, without a byte order mark.
+
+    Raises: UserError: it cannot be opened, or is not UTF-8.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with file:
         for number, data in enumerate(file, 1):
             try:
                 line = data.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -130,13 +153,13 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _tsv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         yield number, line.rstrip("\r\n").split("\t")
 
 
 def _csv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(_lines(path), strict=True)
+    reader = csv.reader(read_lines(path), strict=True)
     number = 1
     try:
         for fields in reader:
@@ -173,7 +196,7 @@ def _table(
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip():
             try:
                 value = json.loads(line)
@@ -183,7 +206,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    text, decoder = "".join(_lines(path)), json.JSONDecoder()
+    text, decoder = "".join(read_lines(path)), json.JSONDecoder()
     place = _end(text, 0)
     if text[place : place + 1] != "[":
         raise UserError(f"{path} is not a JSON list of rows: is it the file of another task?")
@@ -209,4 +232,9 @@ def _end(text: str, place: int) -> int:
 def _json_row(where: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise UserError(f"{where}: a row must be an object {{...}}, not {json.dumps(value)[:40]}")
-    return where, flat(value)
+    columns = flat(value)
+    try:
+        "".join(columns.values()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: a text holds half a surrogate pair; repair it") from None
+    return where, columns

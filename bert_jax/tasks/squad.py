@@ -22,10 +22,10 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Span
-from bert_jax.tasks import squad_score
+from bert_jax.tasks import plots, squad_score
 from bert_jax.tasks.base import Feature, Source, write_whole
 from bert_jax.tasks.rows import read_tfds
-from bert_jax.tasks.squad_read import Question, from_tfds, questions, read_json
+from bert_jax.tasks.squad_read import Question, from_tfds, load_json, questions, read_json
 from bert_jax.tasks.squad_windows import Candidates, candidates, encode, windows
 
 _Scores = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -108,8 +108,8 @@ class Answering:
 
         Raises: UserError: not SQuAD's JSON, questions of the wrong kind, an id that comes twice.
         """
-        if source.tfds:
-            found = read_tfds(source.tfds, "validation" if split == "dev" else split)
+        if source.tfds(split):
+            found = read_tfds(source.tfds(split), split)
             rows = None if found is None else from_tfds(found)
             name = f"{source.data} {split}"
         else:
@@ -250,7 +250,7 @@ class Answering:
         """What `squad_score.best_threshold` takes, of the answers before the threshold."""
         texts = [p.best for p in predictions]
         scores = squad_score.raw_scores(_golds(examples), texts, self.scorer, True)
-        answered = np.array([bool(text) for text in texts])
+        answered = np.array([bool(text) for text in texts], bool)
         odds = np.array([p.null_odds for p in predictions], np.float64)
         return scores, answered, _answerable(examples), odds
 
@@ -331,10 +331,10 @@ class Answering:
         """Scores against the threshold where there can be no answer, else F1 by answer length."""
         if self.unanswerable and all(p.null_odds is not None for p in predictions):
             parts = self._null_scores(examples, predictions)
-            return squad_score.plot_threshold(path, *parts, self.threshold)
+            return plots.threshold_curves(path, *parts, self.threshold)
         golds, texts = _golds(examples), [p.text for p in predictions]
         scores = squad_score.raw_scores(golds, texts, self.scorer, self.unanswerable)
-        return squad_score.plot_lengths(path, golds, scores[:, 1], self.scorer)
+        return plots.f1_by_length(path, golds, scores[:, 1], self.scorer)
 
 
 _FIXED = ("name", "files")  # fields that are no settings of `custom`
@@ -354,7 +354,7 @@ def _golds(examples: Sequence[Question]) -> list[list[str]]:
 
 
 def _answerable(examples: Sequence[Question]) -> np.ndarray:
-    return np.array([bool(example.answers) for example in examples])
+    return np.array([bool(example.answers) for example in examples], bool)
 
 
 def _values(path: Path, examples: Sequence[Question], kind: type | tuple[type, ...]) -> list[Any]:
@@ -362,12 +362,7 @@ def _values(path: Path, examples: Sequence[Question], kind: type | tuple[type, .
 
     Raises: UserError: it is not such a file, or lacks a question.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    content = load_json(path)
     if not isinstance(content, dict) or not all(isinstance(v, kind) for v in content.values()):
         wanted = "texts" if kind is str else "numbers"
         raise UserError(f"{path} must be an object of {wanted} by question id")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.errors import UserError
+from bert_jax.tasks.rows import read_lines
 
 # Where a question stands, the title of its article, its passage, and the question's own node.
 _Row = tuple[str, str, str, dict[str, Any]]
@@ -31,17 +32,23 @@ class Question:
     where: str = ""
 
 
+def load_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises: UserError: it cannot be opened, is not UTF-8, or not JSON.
+    """
+    try:
+        return json.loads("".join(read_lines(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+
+
 def read_json(path: Path) -> Iterator[_Row]:
     """The questions of a file as released: data -> paragraphs -> qas.
 
     Raises: UserError: not UTF-8, not JSON, not of this form.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8; convert the file, with iconv for example") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    content = load_json(path)
     for number, article in enumerate(_field(content, "data", list, str(path))):
         place = f"{path}: data[{number}]"
         paragraphs = _field(article, "paragraphs", list, place)

@@ -1,4 +1,4 @@
-"""The official metrics of SQuAD 1.1, SQuAD 2.0 and KorQuAD 1.0, and pictures of them.
+"""The official metrics of SQuAD 1.1, SQuAD 2.0 and KorQuAD 1.0.
 
 Sources: evaluate-v1.1.py and evaluate-v2.0.py of rajpurkar/SQuAD-explorer; evaluate-v1.0.py of
 KorQuAD, which is SQuAD 1.1's with another normalisation and F1 over characters. Everything here is
@@ -9,13 +9,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -88,8 +83,8 @@ def summary(scores: np.ndarray, answerable: np.ndarray, unanswerable: bool) -> d
         parts |= {"HasAns_": answerable, "NoAns_": ~answerable}
     result: dict[str, float] = {}
     for prefix, rows in parts.items():
-        if rows.any():
-            exact, f1 = scores[rows].mean(axis=0)
+        if rows.any() or not prefix:
+            exact, f1 = scores[rows].sum(axis=0) / max(rows.sum(), 1)
             values = {"exact": exact, "f1": f1, "total": rows.sum()}
             result |= {prefix + name: float(value) for name, value in values.items()}
     return result
@@ -109,7 +104,7 @@ def threshold_curve(
     order = np.argsort(odds, kind="stable")
     gains = np.where(answerable, scores, -1.0 * answered)[order]
     # Summed one by one from the start, as the official script does, so rounding is the same.
-    return odds[order], np.cumsum([(~answerable).sum(), *gains]) / len(scores)
+    return odds[order], np.cumsum([(~answerable).sum(), *gains]) / max(len(scores), 1)
 
 
 def best_threshold(
@@ -122,52 +117,3 @@ def best_threshold(
     rising, means = threshold_curve(scores, answered, answerable, odds)
     best = int(means.argmax())
     return float(means[best]), float(rising[best - 1]) if best else 0.0
-
-
-def plot_threshold(
-    path: Path, scores: np.ndarray, answered: np.ndarray, answerable: np.ndarray,
-    odds: np.ndarray, threshold: float,
-) -> Path:  # fmt: skip
-    """F1 and exact match against the threshold, all and by kind; scores float64[N, 2]."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    everything = np.ones(len(odds), bool)
-    lines = {
-        "F1": (1, everything, "C0-"),
-        "exact": (0, everything, "C1-"),
-        "F1, has an answer": (1, answerable, "C2--"),
-        "F1, has none": (1, ~answerable, "C3--"),
-    }
-    for label, (column, rows, style) in lines.items():
-        if rows.any():
-            parts = scores[rows, column], answered[rows], answerable[rows], odds[rows]
-            rising, means = threshold_curve(*parts)
-            axes.step(rising, means[1:], style, where="post", label=label)
-    axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.2f}")
-    axes.set(xlabel="threshold of the null odds", ylabel="score", ylim=(0, 1))
-    axes.legend()
-    return _save(figure, path)
-
-
-def plot_lengths(path: Path, golds: Sequence[Sequence[str]], f1: np.ndarray, scorer: str) -> Path:
-    """Mean F1 by the length of the first gold answer, in what F1 counts."""
-    normalise, units = SCORERS[scorer]
-    lengths = np.array([len(units(normalise(gold[0]))) if gold else 0 for gold in golds])
-    edges = [0, 1, 2, 3, 4, 6, 8, 12, 16]
-    names = ["0", "1", "2", "3", "4-5", "6-7", "8-11", "12-15", "16+"]
-    places = np.searchsorted(edges, lengths, side="right") - 1
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for place in np.unique(places):
-        rows = places == place
-        bar = axes.bar(names[place], f1[rows].mean(), color="C0")
-        axes.bar_label(bar, [f"n={rows.sum()}"])
-    unit = "characters" if scorer == "korquad" else "words"
-    axes.set(xlabel=f"{unit} of the answer", ylabel="F1", ylim=(0, 1.05))
-    return _save(figure, path)
-
-
-def _save(figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
-    return temporary.replace(path)

@@ -57,12 +57,9 @@ class Tagging:
 
     def read(self, source: Source, split: str) -> list[Sentence] | None:
         """The sentences of a split; of TFDS: columns `tokens` and `ner`, as in conll2003."""
-        if source.tfds and not source.files.get(split):
-            for name in ("dev", "validation") if split == "dev" else (split,):
-                table = rows.read_tfds(source.tfds, name)
-                if table is not None:
-                    return [_from_tfds(where, row) for where, row in table]
-            return None
+        if source.tfds(split):
+            table = rows.read_tfds(source.tfds(split), split)
+            return None if table is None else [_from_tfds(where, row) for where, row in table]
         path = source.find(split, getattr(self, split))
         return None if path is None else conll.read_sentences(path, self.joined)
 
@@ -208,15 +205,15 @@ class Tagging:
     ) -> list[Path]:
         """SPLIT_predictions.conll: word, gold tag where there is one, predicted tag.
 
-        conlleval reads it as it is; of running text, where words may be spaces, tabs separate.
+        conlleval reads it as it is; where a column holds spaces, tabs separate all.
         What conlleval says of it is in SPLIT_conlleval.txt, where there are gold tags.
         """
-        lines = []
+        lines: list[Sequence[str]] = []
         for example, tags in zip(examples, predictions, strict=True):
             columns = [example.words, *([example.tags] if example.tags else []), tags]
-            separator = "\t" if self.joined else " "
-            lines += [separator.join(row) for row in zip(*columns, strict=True)] + [""]
-        text = "".join(line + "\n" for line in lines)
+            lines += [*zip(*columns, strict=True), ()]
+        spaced = any(not cell or " " in cell for line in lines for cell in line)
+        text = "".join(("\t" if spaced else " ").join(line) + "\n" for line in lines)
         paths = [write_whole(folder / f"{split}_predictions.conll", text)]
         if all(example.tags is not None for example in examples):
             report = conll.report(*self._scored(examples, predictions))
@@ -239,8 +236,7 @@ class Tagging:
             pairs += [(true.get(span, "none"), found.get(span, "none")) for span in true | found]
         kinds = sorted({kind for pair in pairs for kind in pair} - {"none"})
         gold, predicted = zip(*pairs, strict=True) if pairs else ((), ())
-        plots.confusion(path, [*kinds, "none"], gold, predicted)
-        return path
+        return plots.confusion(path, [*kinds, "none"], gold, predicted)
 
 
 def _from_tfds(where: str, row: Mapping[str, Any]) -> Sentence:
@@ -306,10 +302,13 @@ def _windows(
         start = inside.start - (room - len(inside)) // 2
         yield max(min(start, total - room), 0), list(units)
         return
-    starts = [*range(inside.start, inside.stop - room, max(room // 2, 1)), inside.stop - room]
+    stride = max(room // 2, 1)
+    starts = [*range(inside.start, inside.stop - room, stride), inside.stop - room]
     kept: dict[int, list[_Unit]] = {start: [] for start in starts}
     for unit in units:
-        best = max(starts, key=lambda start: min(unit[0] - start, start + room - 1 - unit[0]))
+        last = min((unit[0] - inside.start) // stride, len(starts) - 1)
+        near = starts[max(last - 3, 0) : last + 2]  # all that can hold it
+        best = max(near, key=lambda start: min(unit[0] - start, start + room - 1 - unit[0]))
         kept[best].append(unit)
     yield from ((start, chosen) for start, chosen in kept.items() if chosen)
 
