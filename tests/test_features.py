@@ -128,7 +128,11 @@ def test_lengths_that_cannot_be(model, texts, max_length):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (None, "does not exist"), (b"the ship\n\xff\xfe\n", r"bad:2: not UTF-8")],
+    [
+        (b"", "is empty"),
+        (None, "cannot be read: No such file"),
+        (b"the ship\n\xff\xfe\n", r"bad:2: not UTF-8"),
+    ],
 )
 def test_input_that_is_no_text(model, tmp_path, content, message):
     path = tmp_path / "bad"
