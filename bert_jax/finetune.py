@@ -10,6 +10,7 @@ the model is the one in --workdir.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import errors, tasks, train, weights
+from bert_jax import errors, inference, tasks, train, weights
 from bert_jax.checkpoint import has_checkpoint, load_params
 from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.config import check_ranges, encoder_config
@@ -132,27 +133,14 @@ def apply_model(config: Any, workdir: Path) -> dict[str, Any]:
     """Evaluates or predicts with the model in the work directory; writes into MODE/ in it."""
     if not (workdir / "task.json").exists():
         raise errors.UserError(f"{workdir} holds no fine-tuned model (it has no task.json)")
-    model = weights.open_model(workdir)
-    task = tasks.from_dict(model.task or {})
-    if task.name != config.task:
-        raise errors.UserError(f"{workdir} was fine-tuned on {task.name}, not on {config.task}")
-    trained = json.loads((workdir / "config.json").read_text())
-    encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
-    body = Body(encoder, trained["features"], trained["bilstm"], trained["bilstm_width"])
-    predict = jax.jit(task.objective(body).predict)
-    params = jax.device_put(model.params)
+    model = inference.load(workdir, config.dtype)
+    task = model.task
+    if task is None or task.name != config.task:
+        trained = "nothing" if task is None else task.name
+        raise errors.UserError(f"{workdir} was fine-tuned on {trained}, not on {config.task}")
+    predict = functools.partial(model.predict, batch_size=config.batch_size)
     examples = read_splits(task, config)
-
-    def predict_examples(some: Sequence[Any]) -> list[Any]:
-        longest = trained["max_length"]
-        features = task.featurise(some, model.tokenizer, longest, train=False)
-        outputs = run_features(
-            lambda batch: predict(params, batch),
-            features, config.batch_size, model.tokenizer.pad_id, longest,
-        )  # fmt: skip
-        return task.decode(some, features, outputs)
-
-    return write_results(workdir, workdir / config.mode, task, examples, predict_examples, {})
+    return write_results(workdir, workdir / config.mode, task, examples, predict, {})
 
 
 def build_task(config: Any) -> Task:

@@ -93,6 +93,11 @@ class TaskModel:
         self.task, self._longest = task, max_length or self.encoder.max_positions
         self._predict = jax.jit(task.objective(body).predict)
 
+    def predict(self, examples: Sequence[Any], batch_size: int = 32) -> list[Any]:
+        """The predictions for examples of the model's task, as `Task.decode` gives them."""
+        task = self._require(tasks.family(self.task) if self.task else "", "predict")
+        return task.decode(examples, *self._run(task, examples, batch_size))
+
     def classify(self, texts: Sequence[Text], batch_size: int = 32) -> list[Label]:
         """The label, labels or numbers of each text or pair.
 

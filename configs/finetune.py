@@ -7,6 +7,7 @@
 
 Arguments (after the colon):
   task    a name of the table (`bert_jax/tasks`), or custom: your own file, see `config.custom`.
+  family  of a custom task: classification (default), answering, tagging or choice.
   mode    train (default): train, evaluate, keep the best by the official dev metric, predict the
           test split if there is one. eval, predict: with the model in --workdir.
   preset  paper (default): sections 4 and A.3; Adam without bias correction.
@@ -19,7 +20,8 @@ Arguments (after the colon):
 import ml_collections
 
 from bert_jax.config import choose, parse_arg
-from bert_jax.tasks import family, get_task
+from bert_jax.tasks import FAMILIES, get_task
+from bert_jax.tasks import family as family_of
 
 # max_length, batch_size, learning_rate, epochs: by family, and where the paper has others, by task.
 _PAPER = {
@@ -45,8 +47,9 @@ MODES = ("train", "eval", "predict")
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The config; `arg` as in the module's docstring."""
-    a = parse_arg(arg, task="mrpc", mode="train", preset="paper")
-    kind = "classification" if a.task == "custom" else family(get_task(a.task))
+    a = parse_arg(arg, task="mrpc", family="classification", mode="train", preset="paper")
+    choose("family", a.family, FAMILIES)
+    kind = a.family if a.task == "custom" else family_of(get_task(a.task))
     names = ("max_length", "batch_size", "learning_rate", "epochs")
     recipe = dict(zip(names, _PAPER.get(a.task, _PAPER[kind]), strict=True))
     recipe |= choose("preset", a.preset, PRESETS)
@@ -67,7 +70,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.dev_share = 0.0  # of the training examples held out where there is no dev file
     config.train_examples = 0  # the first so many only; 0: all
     config.custom = section()  # task=custom: what the columns of your file are
-    config.custom.family = "classification"  # or tagging, answering, choice
+    config.custom.family = a.family
     config.custom.text = "text"
     config.custom.pair = ""  # column of the second text
     config.custom.label = "label"  # of numbers: one or more columns, a,b,c

@@ -102,9 +102,9 @@ def write_choice(folder: Path, count: int, seed: int, split: str) -> None:
 
 FAMILIES = {
     "classification": (write_classification, {}),
-    "tagging": (write_tagging, {"custom.family": "tagging"}),
-    "answering": (write_answering, {"custom.family": "answering"}),
-    "choice": (write_choice, {"custom.family": "choice", "custom.endings": "a,b"}),
+    "tagging": (write_tagging, {}),
+    "answering": (write_answering, {}),
+    "choice": (write_choice, {"custom.endings": "a,b"}),
 }
 
 
@@ -132,12 +132,15 @@ def one_device(monkeypatch):
     monkeypatch.setattr(finetune.train.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
 
 
+def settings(data: Path, family: str) -> dict:
+    values = {name.replace(".", "__"): value for name, value in FAMILIES[family][1].items()}
+    return {"data": str(data / family), **values}
+
+
 def run(trained: Path, data: Path, workdir: Path, family: str = "classification", **changes):
-    name, settings = family, FAMILIES[family][1]
     config = make_config(
-        trained, data=str(data / name), **{k.replace(".", "__"): v for k, v in settings.items()},
-        **changes,
-    )  # fmt: skip
+        trained, f"task=custom,family={family}", **settings(data, family), **changes
+    )
     return finetune.finetune(config, workdir)
 
 
@@ -183,8 +186,9 @@ def test_every_family_learns_and_leaves_its_files(family, tuned):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_evaluating_the_finished_model_gives_its_results_again(family, tuned, data):
     workdir = tuned[family]
-    settings = {k.replace(".", "__"): v for k, v in FAMILIES[family][1].items()}
-    config = make_config(Path(""), "task=custom,mode=eval", data=str(data / family), **settings)
+    config = make_config(
+        Path(""), f"task=custom,family={family},mode=eval", **settings(data, family)
+    )
     again = finetune.apply_model(config, workdir)
     before = json.loads((workdir / "results.json").read_text())
     assert again["scores"]["dev"] == pytest.approx(before["scores"]["dev"])
