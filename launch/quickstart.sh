@@ -26,7 +26,7 @@ python - "$run-task/results.json" "$run-task-from-scratch/results.json" <<'END'
 import json, sys
 
 tuned, scratch = (json.load(open(path)) for path in sys.argv[1:])
-print("\n| which library? accuracy on held-out modules | |\n|---|---:|")
+print(f"\n| which library? held-out modules, after {tuned['steps']} steps | accuracy |\n|---|---:|")
 for name, scores in {
     "majority label": tuned["baselines"],
     "fine-tuned from scratch": scratch["scores"],
