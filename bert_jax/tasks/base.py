@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from bert_jax.data.buckets import eval_batches
 from bert_jax.data.tokenizer import Tokenizer
@@ -165,6 +166,7 @@ class Task(Protocol):
 
 
 E = TypeVar("E", bound=Example)
+T = TypeVar("T")
 P = TypeVar("P")
 
 
@@ -181,11 +183,17 @@ def run_features(
     """
     results: list[dict[str, np.ndarray]] = [{} for _ in features]
     batches = eval_batches([feature.arrays for feature in features], batch_size, pad_id, longest)
-    for rows, batch in batches:
+    total = -(-len(features) // batch_size)
+    for rows, batch in bar(batches, "predicting", total=total, unit="batch"):
         outputs = {name: np.asarray(value) for name, value in predict(batch).items()}
         for row, index in enumerate(rows):
             results[index] = {name: value[row] for name, value in outputs.items()}
     return results
+
+
+def bar(work: Iterable[T], what: str, **options: Any) -> Iterable[T]:
+    """A progress bar for work that takes longer than a few seconds."""
+    return tqdm(work, desc=what, delay=3, leave=False, dynamic_ncols=True, **options)
 
 
 def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
@@ -242,7 +250,8 @@ def encode_pairs(
     """
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
     encoded = []
-    for begin in range(0, len(pairs), 10_000):  # bounds what the encodings take
+    parts = range(0, len(pairs), 10_000)  # bounds what the encodings take
+    for begin in bar(parts, "tokenising", unit="0k texts"):
         part = pairs[begin : begin + 10_000]
         ids = iter(tokenizer.encode_batch([text for texts in part for text in texts]))
         for texts in part:

@@ -11,6 +11,7 @@ from unicodedata import category
 import numpy as np
 
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.tasks.base import bar
 
 _CHUNK = 1000  # texts tokenised at a time
 
@@ -62,7 +63,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Pieces]:
     syllable written as separate Jamo) belong to the piece before them.
     """
     result = {}
-    for chunk in range(0, len(texts), _CHUNK):
+    for chunk in bar(range(0, len(texts), _CHUNK), "tokenising"):
         part = texts[chunk : chunk + _CHUNK]
         encodings = tokenizer.backend.encode_batch(part, add_special_tokens=False)
         for text, encoding in zip(part, encodings, strict=True):
