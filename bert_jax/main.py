@@ -157,10 +157,12 @@ def _prepare(config: Any, corpus: Corpus, workdir: Path) -> None:
     def copy(folder: Path) -> None:
         shutil.copy(corpus.path / "corpus.json", folder / "corpus.json")
 
-    prepare_workdir(workdir, config.to_dict(), _MAY_CHANGE, corpus.tokenizer, copy)
-    # The folder may have moved, but what is in it decides every batch.
-    if not _same_file("corpus.json", workdir, corpus.path):
-        raise UserError(f"{workdir} holds a run on another corpus than {corpus.path}")
+    def check() -> None:
+        # The folder may have moved, but what is in it decides every batch.
+        if not _same_file("corpus.json", workdir, corpus.path):
+            raise UserError(f"{workdir} holds a run on another corpus than {corpus.path}")
+
+    prepare_workdir(workdir, config.to_dict(), _MAY_CHANGE, corpus.tokenizer, copy, check)
 
 
 def _required(value: str, flag: str) -> str:

@@ -15,13 +15,15 @@ def prepare_workdir(
     config: Mapping[str, Any],
     may_change: Collection[str],
     tokenizer: Tokenizer,
-    write: Callable[[Path], None] = lambda folder: None,
+    write: Callable[[Path], None],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes tokenizer/ and config.json, or checks that the folder is of the same run.
 
     Args:
       config: plain values. may_change: its fields that may differ when a run is continued.
-      write: called with the folder before config.json is, to put more there.
+      write: called with the folder of a new run before config.json is there, to put more there.
+      check: called of a run that is continued, to raise a UserError where something else differs.
     Raises: UserError: the folder holds something else.
     """
     path = workdir / "config.json"
@@ -37,6 +39,7 @@ def prepare_workdir(
                 f"{workdir} holds a run with another config ({'; '.join(changed)}); "
                 "choose another --workdir"
             )
+        check()
     else:
         # What a start that was killed may have left.
         begun = {"tokenizer", "tokenizer.tmp", "corpus.json", "task.json", "config.tmp"}

@@ -190,13 +190,16 @@ def test_a_worker_that_dies(input_file, tmp_path, monkeypatch):
     def kill():
         while not any((tmp_path / "out" / ".partial").glob("sample-*")):
             time.sleep(0.01)
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGKILL)
+        while not told.wait(0.01):  # between two pools there may be none
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
 
+    told = threading.Event()
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     with pytest.raises(UserError, match=r"a worker process died.*run the same command again"):
         prepare(_config(input_file), tmp_path / "out", quiet=True)
+    told.set()
     thread.join()
     prepare(_config(input_file), tmp_path / "out", quiet=True)
     prepare(_config(input_file), tmp_path / "other", quiet=True)
