@@ -15,7 +15,7 @@ def prepare_workdir(
     config: Mapping[str, Any],
     may_change: Collection[str],
     tokenizer: Tokenizer,
-    write: Callable[[Path], None],
+    write: Callable[[Path], None] = lambda folder: None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes tokenizer/ and config.json, or checks that the folder is of the same run.
