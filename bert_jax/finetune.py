@@ -29,8 +29,8 @@ from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
-from bert_jax.task_report import Examples, write_results
-from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features, write_whole
+from bert_jax.task_report import Examples, write_results, write_task
+from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features
 from bert_jax.workdir import prepare_workdir
 
 _MAY_CHANGE = (
@@ -270,12 +270,6 @@ def _same_labels(before: Mapping[str, Any] | None, task: Task) -> bool:
     now = json.loads(json.dumps(tasks.to_dict(task)))
     names = ("family", "labels", "kind")
     return before is not None and all(before.get(name) == now.get(name) for name in names)
-
-
-def write_task(folder: Path, task: Task) -> None:
-    """Stores the row of the task, with the label names, for whoever uses the model."""
-    text = json.dumps(tasks.to_dict(task), indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "task.json", text)
 
 
 def _lengths(features: Sequence[Feature]) -> np.ndarray:

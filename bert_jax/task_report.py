@@ -31,7 +31,7 @@ def write_results(
     Returns: what is in `results.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scores, baselines, files = {}, {}, []
+    scores, baselines = {}, {}
     for split in (split for split in examples if split != "train"):
         some = examples[split]
         predictions = predict(some)
@@ -39,14 +39,13 @@ def write_results(
             if isinstance(task, Answering) and task.unanswerable and "train" in examples:
                 task = task.tuned(some, predictions)
                 predictions = task.with_threshold(predictions)
-                write_whole(workdir / "task.json", json.dumps(to_dict(task), indent=2) + "\n")
+                write_task(workdir, task)
             scores[split] = task.score(some, predictions)
             if "train" in examples:
                 guessed = task.baseline(examples["train"], some)
                 baselines[split] = task.score(some, guessed)
-            plot = task.plot(folder / f"{split}.png", some, predictions)
-            files += [plot] if plot else []
-        files += task.write(folder / "predictions", split, some, predictions)
+            task.plot(folder / f"{split}.png", some, predictions)
+        task.write(folder / "predictions", split, some, predictions)
     results = {
         "task": task.name,
         "metric": task.metric,
@@ -70,6 +69,12 @@ def write_results(
     print(report)
     print(f"results {folder / 'results.json'}   predictions {folder / 'predictions'}")
     return results
+
+
+def write_task(folder: Path, task: Task) -> None:
+    """Stores the row of the task, with the label names, for whoever uses the model."""
+    text = json.dumps(to_dict(task), indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "task.json", text)
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:

@@ -105,7 +105,8 @@ def test_layers_that_the_encoder_lacks_are_refused(name, layers):
 
 @pytest.mark.parametrize("name", ["embeddings", "last", "weighted_all"])
 def test_one_layer_is_enough_for_the_other_rows(name):
-    Body(EncoderConfig(layers=1, **SIZES), name)
+    body = Body(EncoderConfig(layers=1, **SIZES), name)
+    assert body.width == body.encoder.width
 
 
 def test_unknown_features_are_refused():
