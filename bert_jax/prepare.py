@@ -4,7 +4,7 @@
       --config.input='a/**/*.txt,b/*.md' --out=CORPUS
 
 A killed run goes on where it stopped when started again. See configs/prepare.py for the settings
-and bert_jax/data/corpus.py for what is written.
+and bert_jax/data/corpus.py for what is written. --runner makes the same corpus on many machines.
 """
 
 import sys
@@ -15,10 +15,22 @@ from absl import flags
 
 from bert_jax import errors
 from bert_jax.command_line import CONFIG
+from bert_jax.data.beam import Beam
 from bert_jax.data.build import prepare
 from bert_jax.errors import UserError
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the corpus to make.")
+_RUNNER = flags.DEFINE_string(
+    "runner",
+    None,
+    "Apache Beam runner that makes the corpus (DirectRunner, DataflowRunner, FlinkRunner, "
+    "SparkRunner, ...) in place of processes of this machine. The input and --out must be on a "
+    "file system that all workers mount at the same path (NFS, or a mounted bucket), and the "
+    "workers need this package (a container image, or Beam's --setup_file).",
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", "", "Options of the Beam pipeline, e.g. '--project=P --region=R'."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,8 +38,11 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if CONFIG.value is None or not _OUT.value:
         raise UserError("give --config=configs/prepare.py and --out=FOLDER")
+    if _BEAM_OPTIONS.value and not _RUNNER.value:
+        raise UserError("--beam_options needs --runner")
+    beam = Beam(_RUNNER.value, _BEAM_OPTIONS.value) if _RUNNER.value else None
     try:
-        prepare(CONFIG.value, Path(_OUT.value))
+        prepare(CONFIG.value, Path(_OUT.value), beam=beam)
     except OSError as error:  # disk full, no permission
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"{where}{error.strerror or error}") from error

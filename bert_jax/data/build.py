@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bert_jax.data import pydocs, tfds_source, units
+from bert_jax.data.beam import Beam
 from bert_jax.data.corpus import FORMAT, PARTIAL, Corpus, open_corpus
 from bert_jax.data.corpus_writer import assemble, read_unit, total_counts, write_json
 from bert_jax.data.text import SOURCES
@@ -42,8 +43,12 @@ _PRODUCTS = (
 )  # fmt: skip
 
 
-def prepare(config: ml_collections.ConfigDict, out: Path, quiet: bool = False) -> Corpus:
+def prepare(
+    config: ml_collections.ConfigDict, out: Path, quiet: bool = False, beam: Beam | None = None
+) -> Corpus:
     """Makes the corpus `out`, or goes on making it, or finds it made already.
+
+    Units are made on `beam`, or in processes of this machine; the corpus is the same.
 
     Raises:
       UserError: for everything in the settings, the input or `out` that prevents it.
@@ -59,7 +64,7 @@ def prepare(config: ml_collections.ConfigDict, out: Path, quiet: bool = False) -
     if (out / "corpus.json").exists():
         return _finished(out, identity)
     with _claimed(out):
-        return _Run(config, out, files, identity, quiet).make()
+        return _Run(config, out, files, identity, quiet, beam).make()
 
 
 def _check_settings(config: ml_collections.ConfigDict) -> None:
@@ -156,10 +161,11 @@ def _claimed(out: Path) -> Iterator[None]:
 class _Run:
     """One run of prepare: its steps in order; each keeps what it finished under PARTIAL."""
 
-    def __init__(self, config, out: Path, files, identity: dict[str, Any], quiet: bool):
+    def __init__(self, config, out: Path, files, identity: dict[str, Any], quiet: bool, beam):
         self.config, self.out, self.identity, self.quiet = config, out, identity, quiet
-        self.files = files
-        self.partial = out / PARTIAL
+        self.files, self.beam = files, beam
+        # Absolute paths, here and below: a Beam worker starts in another folder.
+        self.partial = (out / PARTIAL).absolute()
         self.workers = config.workers or len(os.sched_getaffinity(0))
         self.versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
         self.begun = time.perf_counter()
@@ -215,9 +221,9 @@ class _Run:
             if kind == "pydocs":
                 result.append(("text", str(self._extract_pydocs())))
             elif kind == "tfds":
-                result.append((kind, str(tfds_source.dataset_folder(path))))
+                result.append((kind, os.path.abspath(tfds_source.dataset_folder(path))))
             else:
-                result.append((kind, path))
+                result.append((kind, os.path.abspath(path)))
         return result
 
     def _extract_pydocs(self) -> Path:
@@ -254,7 +260,7 @@ class _Run:
                 (units.sample_unit, unit, sample, share, config.to_dict())
                 for unit, sample in zip(plan, samples, strict=True)
             ]
-            self._pool("sampling for the vocabulary", tasks, total)
+            self._run_units("sampling for the vocabulary", tasks, total)
             self._say(f"training a vocabulary on {share * total / 1e6:.1f} MB")
             lowercase = True if config.lowercase is None else config.lowercase
             tokenizer = train_vocabulary(
@@ -277,8 +283,18 @@ class _Run:
             if not folder.exists()
         ]  # fmt: skip
         size = sum(piece.size for unit, _ in todo for piece in unit)
-        self._pool("tokenising", [(units.tokenize_unit, *task, settings) for task in todo], size)
+        self._run_units(
+            "tokenising", [(units.tokenize_unit, *task, settings) for task in todo], size
+        )
         return folders
+
+    def _run_units(self, what: str, tasks: Sequence[tuple], size: int) -> None:
+        """Runs tasks of `size` bytes of input on Beam if it was asked for, else in the pool."""
+        if self.beam is None:
+            self._pool(what, tasks, size)
+        else:
+            self._say(f"{what}: {len(tasks)} units, {size / 1e6:.1f} MB on {self.beam.runner}")
+            self.beam.run(tasks, self.partial)
 
     def _pool(self, what: str, tasks: Sequence[tuple], size: int) -> None:
         """Runs tasks in the pool under a progress bar of `size` bytes."""
@@ -318,10 +334,12 @@ class _Run:
                 f"{counts['tokens']:15,}{counts['bytes'] / 1e6:12.1f}"
             )
         megabytes = sum(counts["bytes"] for counts in splits.values()) / 1e6
+        where = f"with {self.workers} workers · peak memory of a process {self.peak / 1e6:.0f} MB"
+        if self.beam is not None:
+            where = f"on {self.beam.runner}"
         print(
             f"vocabulary {corpus.tokenizer.vocab_size:,} · {seconds:.1f} s · "
-            f"{megabytes / seconds:.2f} MB/s with {self.workers} workers · "
-            f"peak memory of a process {self.peak / 1e6:.0f} MB"
+            f"{megabytes / seconds:.2f} MB/s {where}"
         )
         for name, count in sorted(notes.items()):
             print(f"note: {name.replace('_', ' ')}: {count:,}")
