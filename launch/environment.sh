@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes .venv with the given requirements file, if that is not done yet, and activates it.
 # Sourced by the other scripts from the repository's root: source launch/environment.sh FILE
 requirements=$1
@@ -10,6 +11,7 @@ if [ ! -x .venv/bin/python ]; then
   done
   [ -x .venv/bin/python ] || { echo "error: Python 3.11 or later (with venv) is needed" >&2; exit 2; }
 fi
+# shellcheck disable=SC1091  # made above
 source .venv/bin/activate
 installed=.venv/installed-$(basename "$requirements")
 if ! cat requirements.txt "$requirements" | cmp -s - "$installed"; then
