@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034  # SPOT is read by who sources this
+# shellcheck shell=bash
 # What tpu_vm.sh and gke.sh share: settings, errors, and commands that are run or just printed.
 # Works in bash 3.2, so that a Mac needs nothing else.
 
@@ -35,9 +35,9 @@ execute() {
   if $dry_run; then quote "$@"; else "$@"; fi
 }
 
-# read_settings NAMES ARGUMENT...: sets steps, flags, entry, and a variable for each --name=value.
+# read_settings NAMES ARGUMENT...: sets steps, flags, entry, and a variable for each flag.
 read_settings() {
-  local names=" $1 " name
+  local names=" $1 " name value
   shift
   case "$*" in *$'\n'*) fail "an argument has a line break" ;; esac
   while (($#)); do
@@ -45,13 +45,16 @@ read_settings() {
       --) shift && entry=("$@") && return ;;
       --help) usage && exit ;;
       --dry-run) dry_run=true ;;
-      --spot) SPOT=true ;;
-      --*=*)
+      --*)
         name=${1%%=*} name=${name#--}
         [[ $names == *" $name "* ]] || fail "unknown flag --$name (--help lists the flags)"
-        printf -v "$(tr '[:lower:]' '[:upper:]' <<< "$name")" %s "${1#*=}"
+        case $1 in
+          *=*) value=${1#*=} ;;
+          --spot | --reserved) value=true ;;
+          *) fail "$1 has no value; flags are written --name=value" ;;
+        esac
+        printf -v "$(tr '[:lower:]' '[:upper:]' <<< "$name")" %s "$value"
         ;;
-      -*) fail "unknown flag $1 (flags are written --name=value; --help lists them)" ;;
       *) steps+=("$1") && shift && continue ;;
     esac
     flags+=("$1")
@@ -100,7 +103,8 @@ check_paths() {
   local i
   BUCKET=${BUCKET#gs://} BUCKET=${BUCKET%/} CORPUS=${CORPUS%/}
   [[ $BUCKET =~ ^[a-z0-9._-]*$ ]] || fail "--bucket=$BUCKET is not the name of a bucket"
-  [[ -z $CORPUS || $CORPUS =~ ^gs://[^/]+/.+$ ]] || fail "--corpus=$CORPUS is not gs://BUCKET/FOLDER"
+  [[ -z $CORPUS || $CORPUS =~ ^gs://[^/]+/.+$ ]] ||
+    fail "--corpus=$CORPUS is not gs://BUCKET/FOLDER"
   [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "--slices=$SLICES is not a number of slices"
   for ((i = 0; i < ${#entry[@]}; i++)); do
     case ${entry[i]} in

@@ -103,8 +103,8 @@ step_delete() {
   on_cluster cluster delete --force
 }
 
-read_settings "name cluster zone project type slices reservation image bucket corpus slice worker" \
-  "$@"
+read_settings \
+  "name cluster zone project type slices spot reservation image bucket corpus slice worker" "$@"
 expand_steps "create mount run watch logs status stop delete" create mount run watch
 require CLUSTER ZONE
 check_name "$CLUSTER"

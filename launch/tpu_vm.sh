@@ -24,7 +24,8 @@
 #   --project         default: gcloud's own
 #   --type            of one slice: v4-32, v5litepod-256, v5p-128, v6e-256 ...
 #   --slices          default 1
-#   --spot            cheaper, and may be taken away at any time
+#   --spot            cheaper, and may be taken away at any time; or
+#   --reserved        from your reservation; neither: on demand
 #   --version         runtime version; default: the one for JAX on this type
 #   --bucket          mounted as /gcs/BUCKET; gs://BUCKET/... after -- means files there
 #   --corpus          gs://BUCKET/FOLDER
@@ -35,8 +36,8 @@ cd "$(dirname "$0")/.."
 source launch/cloud.sh
 
 NAME=${NAME:-} ZONE=${ZONE:-} PROJECT=${PROJECT:-} TYPE=${TYPE:-} SLICES=${SLICES:-1}
-SPOT=${SPOT:-false} VERSION=${VERSION:-} BUCKET=${BUCKET:-} CORPUS=${CORPUS:-}
-SLICE=${SLICE:-0} WORKER=${WORKER:-0}
+SPOT=${SPOT:-false} RESERVED=${RESERVED:-false} VERSION=${VERSION:-} BUCKET=${BUCKET:-}
+CORPUS=${CORPUS:-} SLICE=${SLICE:-0} WORKER=${WORKER:-0}
 POLL=${POLL:-60}  # seconds
 # States of a worker that call for another start: 75 (saved after SIGTERM, or the others were lost),
 # killed (above 128), gone without a word. After any other it would not help.
@@ -76,6 +77,7 @@ step_create() {
     options+=(--node-count="$SLICES" --node-prefix="$NAME")
   fi
   [ "$SPOT" != true ] || options+=(--spot)
+  [ "$RESERVED" != true ] || options+=(--reserved)
   tpus create "$NAME" "${options[@]}"
 }
 
@@ -84,7 +86,9 @@ step_wait() {
   if $dry_run; then state && on_workers true && return; fi
   while now=$(state) || now="not known"; [ "$now" != ACTIVE ]; do
     case $now in
-      FAILED | SUSPEND*) fail "$NAME is $now; gcloud compute tpus queued-resources describe tells why" ;;
+      FAILED | SUSPEND*)
+        fail "$NAME is $now; gcloud compute tpus queued-resources describe says why"
+        ;;
     esac
     echo "$(date +%T) $NAME is $now" >&2
     sleep "$POLL"
@@ -159,8 +163,8 @@ step_watch() {
     elif ! grep -qvxE "0|$AGAIN" <<< "$codes"; then
       step_run || echo "not all workers could be started" >&2
     elif $failed; then
-      fail "the run failed on $NAME with exit code $(grep -vxE "0|$AGAIN" <<< "$codes" | head -n 1); \
-the step logs shows why"
+      codes=$(grep -vxE "0|$AGAIN" <<< "$codes" | head -n 1)
+      fail "the run failed on $NAME with exit code $codes; the step logs shows why"
     else
       failed=true  # unless a lost slice took the others with it, and its state comes later
     fi
@@ -179,7 +183,7 @@ step_delete() {
   tpus delete "$NAME" --force --quiet
 }
 
-read_settings "name zone project type slices version bucket corpus slice worker" "$@"
+read_settings "name zone project type slices spot reserved version bucket corpus slice worker" "$@"
 expand_steps "create wait install corpus run watch logs status stop delete" \
   create wait install corpus run watch
 require NAME ZONE

@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ("NAME", "ZONE", "PROJECT", "TYPE", "SLICES", "SPOT", "VERSION", "BUCKET", "CORPUS",
-            "SLICE", "WORKER", "CLUSTER", "RESERVATION", "IMAGE", "POLL")  # fmt: skip
 VM = ["--name=bert", "--zone=us-west4-a", "--type=v5litepod-256"]
 GKE = ["--name=bert", "--cluster=tpus", "--zone=us-west4-a", "--type=v5litepod-256"]
 DATA = ["--bucket=my-bucket", "--corpus=gs://my-bucket/corpora/wiki"]
@@ -96,8 +94,9 @@ def cloud(tmp_path):
         stub.chmod(0o755)
 
     def run(script, *arguments, **environment):
-        clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-        clean |= {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "TMPDIR": "/scratch"}
+        # Nothing else, so that no setting comes from the machine.
+        path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+        clean = {"PATH": path, "HOME": str(tmp_path), "TMPDIR": "/scratch"}
         return subprocess.run(
             ["bash", str(ROOT / "launch" / script), *arguments],
             env=clean | environment, text=True, capture_output=True, check=False, timeout=60,
@@ -186,6 +185,8 @@ def test_several_spot_slices(cloud):
     more = ["--slices=4", "--spot", "--project=my-project"]
     (line,) = dry(cloud, "tpu_vm.sh", "create", *VM, *more)
     assert line.endswith(f"--node-count=4 --node-prefix=bert --spot {AT} --project=my-project")
+    (line,) = dry(cloud, "tpu_vm.sh", "create", *VM, "--reserved")
+    assert line.endswith(f"--node-id=bert --reserved {AT}")
     (line,) = dry(cloud, "gke.sh", "create", *GKE, *more)
     assert "--num-slices=4 --spot --enable-gcsfuse-csi-driver" in line
     (line,) = dry(cloud, "gke.sh", "create", *GKE, "--reservation=ours")
@@ -249,8 +250,9 @@ def test_a_corpus_with_a_space_is_one_folder(cloud):
         ("tpu_vm.sh", ["create", "--name=a"], "--zone=... is needed"),
         ("tpu_vm.sh", ["create", "--name=a", "--zone=z"], "--type=... is needed"),
         ("tpu_vm.sh", ["create", *VM, "--typ=v4-8"], "unknown flag --typ"),
+        ("gke.sh", ["create", *GKE, "--reserved"], "unknown flag --reserved"),
         ("tpu_vm.sh", ["create", *VM, "--cluster=c"], "unknown flag --cluster"),
-        ("tpu_vm.sh", ["create", "--name", "a"], "unknown flag --name (flags are written --name="),
+        ("tpu_vm.sh", ["create", "--name", "a"], "--name has no value; flags are written --name="),
         ("tpu_vm.sh", ["create", *VM, "--type=tpu7x-8"], "rented through GKE alone"),
         ("tpu_vm.sh", ["create", *VM, "--type=h100"], "--version="),
         ("tpu_vm.sh", ["create", *VM, "--slices=two"], "--slices=two is not a number"),
@@ -280,8 +282,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(cloud, script, arguments, message
 def test_help_lists_every_setting(cloud, script):
     result = cloud(script, "--help")
     assert result.returncode == 0
-    names = re.search(r'^read_settings "([^"]*)"', (ROOT / "launch" / script).read_text(), re.M)
-    for name in [*names[1].split(), "spot", "dry-run"]:
+    text = (ROOT / "launch" / script).read_text()
+    names = re.search(r'^read_settings (?:\\\n  )?"([^"]*)"', text, re.M)
+    for name in [*names[1].split(), "dry-run"]:
         assert f"--{name}" in result.stdout
 
 
