@@ -116,6 +116,13 @@ def _check_pretraining(config: Any) -> None:
         )
 
 
+def stretches(config: Any) -> list[tuple[int, int, int]]:
+    """(first step, last step + 1, sequence length) of one phase, or of two (paper, A.2)."""
+    switch = round(config.steps * config.short_phase.share)
+    plan = [(0, switch, config.short_phase.seq_length), (switch, config.steps, config.seq_length)]
+    return [part for part in plan if part[0] < part[1]]
+
+
 def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:
     """The encoder of a config's `model` section; 0 as head or feed-forward width: D/N and 4·D.
 
