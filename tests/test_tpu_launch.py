@@ -416,14 +416,19 @@ def test_a_worker_keeps_log_and_exit_code(worker):
     assert (worker.home / "run.log").read_text() == "yes two words\n"
 
 
-def test_stopping_is_sigterm_to_the_run_alone(worker):
+@pytest.mark.parametrize("by", ["stop", "shutdown"])
+def test_a_run_that_gets_sigterm_saves_and_leaves_its_exit_code(worker, by):
+    """A machine that shuts down sends it to every process, the shell around the run too."""
     program = "import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True)"
     program += "; signal.pause()"
     worker("start", "", sys.executable, "-c", program)
     worker.speaks()
     again = worker("start", "", "true")
     assert again.returncode == 2 and "stop it first" in again.stderr
-    assert worker("stop").returncode == 0
+    if by == "stop":
+        assert worker("stop").returncode == 0
+    else:
+        os.killpg(int((worker.home / "run.pid").read_text()), 15)
     worker.becomes("75")
 
 
