@@ -70,7 +70,12 @@ def main(argv: Sequence[str]) -> None:
     if config.dtype == "auto":
         config.dtype = "bfloat16"
     target = tpu.open_slice(_TOPOLOGY.value, _SLICES.value)
-    objective = build_objective(config, _tokenizer(config.corpus))
+    tokenizer = (
+        open_corpus(config.corpus).tokenizer
+        if config.corpus
+        else stand_in_tokenizer(_VOCAB_SIZE.value)
+    )
+    objective = build_objective(config, tokenizer)
     find, as_text = (search, search_text) if _SEARCH.value else (plan, plan_text)
     result = find(config, objective, target)
     if _OUTPUT.value:
@@ -78,16 +83,14 @@ def main(argv: Sequence[str]) -> None:
     print(as_text(result))
 
 
-def _tokenizer(corpus: str) -> Any:
-    """That of the corpus, or as much of one as shapes depend on."""
-    if corpus:
-        return open_corpus(corpus).tokenizer
+def stand_in_tokenizer(vocab_size: int) -> Any:
+    """As much of a tokenizer as the program depends on."""
     return types.SimpleNamespace(
-        vocab_size=_VOCAB_SIZE.value,
+        vocab_size=vocab_size,
         mask_id=4,
         cls_id=2,
         sep_id=3,
-        continuation=np.zeros(_VOCAB_SIZE.value, bool),
+        continuation=np.zeros(vocab_size, bool),
     )
 
 
