@@ -26,6 +26,7 @@ import functools
 import json
 import math
 import re
+import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -136,16 +137,19 @@ def compile_step(config: Any, objective: MaskedLM, target: tpu.Slice, seq_length
         "optimizer": device_bytes(state["opt_state"]),
         "batch": device_bytes(batch),
     }
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.batch_size // config.accumulation // shards
+    remat = ", rematerialised" if objective.encoder.remat else ""
+    print(f"compiling: {rows:,} rows of {seq_length} a device{remat} ...", file=sys.stderr)
     lowered = trainer.step.lower(state, batch)
     begin = time.perf_counter()
     compiled = _compile(lowered)
     flops = model_flops(
         objective.encoder, config.batch_size, seq_length, objective.masking.slots(seq_length)
     )
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     result: Plan = {
         "seq_length": seq_length,
-        "rows": config.batch_size // config.accumulation // shards,  # of a device, at a time
+        "rows": rows,  # of a device, at a time
         "compile_seconds": time.perf_counter() - begin,
         "model_flops": flops,  # of a step, all devices
         "model_flops_per_token": flops / (config.batch_size * seq_length),

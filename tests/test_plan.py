@@ -395,6 +395,20 @@ def test_state_and_gradients_of_a_step(monkeypatch):
     assert "hours" in plan_text(result)
 
 
+def test_a_program_that_does_not_fit_is_a_result(monkeypatch):
+    monkeypatch.setattr(plan, "_compile", lambda lowered: (20 * GIB, 16 * GIB))
+    config = tiny_config(**{"model.layers": 1})
+    objective = main.build_objective(config, plan.stand_in_tokenizer(100))
+    target = tpu.Slice("cpu", 1, tpu.CHIPS["v5e"], jax.devices()[:8])
+    result = plan.plan(config, objective, target)
+    assert not result["fits"] and "hours" not in result
+    memory = result["phases"][0]["memory"]
+    kinds = ("parameters", "optimizer", "batch", "temporaries")
+    assert sum(memory[kind] for kind in kinds) == memory["needed"] == 20 * GIB
+    assert memory["free"] == -4 * GIB
+    assert "NO, missing 4.00 of 16.00 GiB" in plan_text(result)
+
+
 @needs_compiler
 def test_a_real_compilation_for_a_slice():
     config = tiny_config(**{"model.scan_layers": True, "model.layers": 3})
@@ -409,18 +423,32 @@ def test_a_real_compilation_for_a_slice():
     assert phase["collectives"]["all-reduce"]["count"] > 3  # one a layer, in the loop
 
 
-def test_a_search_says_what_to_do():
-    def tried(remat, rows, free):
-        memory = {"free": free, "available": 16 * GIB}
-        return {"remat": remat, "rows": rows, "memory": memory}
+@pytest.mark.parametrize(
+    ("batch_size", "cheapest", "advice"),
+    [
+        (8 * 16, "none", "16 rows a device fit without rematerialisation"),
+        (8 * 64, "layers", "64 rows a device fit with --config.model.remat=true"),
+        (8 * 128, None, "128 rows a device do not fit: raise --config.accumulation"),
+    ],
+)
+def test_search_says_what_to_do(monkeypatch, batch_size, cheapest, advice):
+    config = pretrain.get_config("size=tiny,seq=512,phases=true")
+    config.batch_size = batch_size
+    objective = main.build_objective(config, plan.stand_in_tokenizer(100))
+    limits = {False: 20, True: 70}  # rows of a device
 
-    result = {
-        **{"topology": "v5e:2x2", "slices": 1, "chips": 4, "devices": 4, "batch_size": 256},
-        **{"accumulation": 1, "mesh": {"data": 4, "fsdp": 1, "tensor": 1}, "wanted_rows": 64},
-        "most_rows": {"none": 32, "layers": 128},
-        "cheapest": "layers",
-        "tries": [tried(False, 64, -GIB), tried(True, 128, GIB)],
-    }
-    text = search_text(result)
-    assert "64 rows a device fit with --config.model.remat=true" in text
-    assert "NO, missing 1.00 of 16.00 GiB" in text
+    def compile_step(config, objective, target, seq_length):
+        assert (seq_length, config.accumulation) == (512, 1)  # the longest needs the most memory
+        rows, limit = config.batch_size // 8, limits[objective.encoder.remat]
+        memory = {"parameters": 1, "optimizer": 2, "needed": 3 + rows, "available": 3 + limit}
+        memory["free"] = limit - rows
+        return {"rows": rows, "fits": rows <= limit, "memory": memory}
+
+    monkeypatch.setattr(plan, "compile_step", compile_step)
+    target = tpu.Slice("v6e:2x4", 1, tpu.CHIPS["v6e"], jax.devices()[:8])
+    result = plan.search(config, objective, target)
+    assert result["most_rows"] == {"none": 16, "layers": 64}
+    assert result["cheapest"] == cheapest
+    assert config.batch_size == batch_size and not config.model.remat  # the config stays
+    assert advice in search_text(result)
+    json.dumps(result)
