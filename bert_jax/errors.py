@@ -1,23 +1,58 @@
 """Errors meant for people, and the wrapper that every command-line entry runs in."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
+
+# Exit code of a run that saved because it was asked to stop, or that lost a process (EX_TEMPFAIL of
+# sysexits.h): the same command goes on. After any other code but 0 that would not help.
+RESTART_CODE = 75
 
 
 class UserError(Exception):
     """A mistake in what the user gave: one line saying what, where and what to do about it."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and is saved: what it says, and where it is."""
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an entry's `main(argv)`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Runs an entry's `main(argv)`; a `UserError` becomes one line on stderr and exit code 2.
+
+    `Stopped`, and the loss of another process of the run, become one line and `RESTART_CODE`.
+    """
     logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not for users
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(f"error: {error}", 2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(RESTART_CODE)
+    except RuntimeError as error:
+        from bert_jax import distributed  # imports JAX, which not every entry needs
+
+        if not distributed.lost_a_process(error):
+            raise
+        first_line = str(error).strip().splitlines()[0][:200]
+        _exit(
+            f"error: another process of this run is gone ({first_line}); start all of them again: "
+            "they go on from the last checkpoint",
+            RESTART_CODE,
+        )
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        # A decent exit waits for the others, which may wait for this one; so they see it is gone.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -10,10 +10,8 @@ the model is the one in --workdir.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import errors, inference, tasks, train, weights
+from bert_jax import distributed, errors, inference, sharding, tasks, train, weights
 from bert_jax.checkpoint import has_checkpoint, load_params
 from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.config import check_ranges, encoder_config
@@ -51,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
         raise errors.UserError(
             "both --config=configs/finetune.py:task=... and --workdir=FOLDER are needed"
         )
+    distributed.initialize()
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     if config.mode == "train":
         finetune(config, workdir)
@@ -72,7 +71,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     dev = task.featurise(examples["dev"], tokenizer, longest, train=False)
     phase = build_phase(config, encoder, features, tokenizer)
     trainer = train.build_trainer(
-        config, phase.stop, objective, next(phase.batches(0, 1)),
+        config, sharding.make_mesh(config.mesh), phase.stop, objective, next(phase.batches(0, 1)),
         frozen=["encoder"] if config.features else (),
     )  # fmt: skip
     begins = not has_checkpoint(workdir)
@@ -86,17 +85,18 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         workdir, described, _MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
     )
     if (workdir / "results.json").exists():
-        print((workdir / "report.md").read_text(encoding="utf-8"))
-        print(f"{workdir} is finished: nothing left to train")
+        if distributed.is_main():
+            print((workdir / "report.md").read_text(encoding="utf-8"))
+            print(f"{workdir} is finished: nothing left to train")
         return json.loads((workdir / "results.json").read_text())
 
     if not jax.config.values["jax_compilation_cache_dir"]:  # a second start finds them compiled
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    predict = jax.jit(objective.predict)
+    predict = trainer.jit(objective.predict)
 
     def predictions(params: Any, examples: Sequence[Any], features: Sequence[Feature]) -> list[Any]:
         outputs = run_features(
-            lambda batch: predict(params, trainer.put(batch)),
+            lambda batch: sharding.to_host(predict(params, trainer.put(batch))),
             features, config.batch_size, tokenizer.pad_id, longest,
         )  # fmt: skip
         return task.decode(examples, features, outputs)
@@ -122,11 +122,15 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         ),
     }
 
-    def predict_examples(some: Sequence[Any]) -> list[Any]:
-        made = task.featurise(some, tokenizer, longest, train=False)
-        return predictions(best, some, made)
-
-    return write_results(workdir, workdir, task, examples, predict_examples, facts)
+    predicted = {
+        split: predictions(best, some, task.featurise(some, tokenizer, longest, train=False))
+        for split, some in examples.items()
+        if split != "train"
+    }
+    if distributed.is_main():
+        write_results(workdir, workdir, task, examples, predicted, facts)
+    distributed.wait_for_all("the results are written")
+    return json.loads((workdir / "results.json").read_text())
 
 
 def apply_model(config: Any, workdir: Path) -> dict[str, Any]:
@@ -138,9 +142,11 @@ def apply_model(config: Any, workdir: Path) -> dict[str, Any]:
     if task is None or task.name != config.task:
         trained = "nothing" if task is None else task.name
         raise errors.UserError(f"{workdir} was fine-tuned on {trained}, not on {config.task}")
-    predict = functools.partial(model.predict, batch_size=config.batch_size)
     examples = read_splits(task, config)
-    return write_results(workdir, workdir / config.mode, task, examples, predict, {})
+    predicted = {
+        split: model.predict(some, batch_size=config.batch_size) for split, some in examples.items()
+    }
+    return write_results(workdir, workdir / config.mode, task, examples, predicted, {})
 
 
 def build_task(config: Any) -> Task:
@@ -203,7 +209,7 @@ def open_initial(config: Any) -> weights.Pretrained:
         tokens = weights.read_tokens(Path(config.add_tokens))
         model = weights.add_tokens(model, tokens, config.seed)
     for note in model.notes:
-        print(note, file=sys.stderr)
+        distributed.say(note)
     rates = {"hidden_dropout": config.dropout, "attention_dropout": config.dropout}
     model = dataclasses.replace(model, model={**model.model, **rates})
     positions = model.model["max_positions"]
@@ -243,7 +249,7 @@ def initial_params(
     """The parameters to start from, on the mesh; says what of them is new."""
     fresh = trainer.init()["params"]
     if config.from_scratch:
-        print("from scratch: all parameters are new, from random", file=sys.stderr)
+        distributed.say("from scratch: all parameters are new, from random")
         return fresh
     given = dict(model.params)
     if not _same_labels(model.task, task):  # the head of another task
@@ -257,10 +263,9 @@ def initial_params(
         new = [*new, f"encoder/layer_{layer}"]
     if config.reinit_layers and "pooler" in params and "pooler" not in new:
         params["pooler"], new = fresh["pooler"], [*new, "pooler"]
-    print(
+    distributed.say(
         f"from {config.init_from}; new, from random: {', '.join(new) or 'nothing'}; "
-        f"not used: {', '.join(unused) or 'nothing'}",
-        file=sys.stderr,
+        f"not used: {', '.join(unused) or 'nothing'}"
     )
     shardings = jax.tree.map(lambda x: x.sharding, trainer.abstract_state["params"])
     return jax.device_put(params, shardings)

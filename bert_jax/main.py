@@ -7,22 +7,24 @@ The same command continues a run that was stopped or killed, to the bit. The sta
 order: the newest checkpoint of the work directory, `init_from`, scratch.
 """
 
+import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from bert_jax import errors, train
+from bert_jax import distributed, errors, sharding, train
 from bert_jax.checkpoint import has_checkpoint
 from bert_jax.command_line import CONFIG, WORKDIR
-from bert_jax.config import check_ranges, encoder_config
+from bert_jax.config import check_ranges, encoder_config, stretches
 from bert_jax.data.corpus import Corpus, open_corpus
-from bert_jax.data.instances import Instances
-from bert_jax.data.loader import eval_batches, train_batches
+from bert_jax.data.instances import Batch, Instances
+from bert_jax.data.loader import eval_batches, logged, train_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import model_flops
@@ -35,7 +37,7 @@ from bert_jax.workdir import prepare_workdir
 # What may change when a run is continued; anything else would make it another run.
 _MAY_CHANGE = (
     "corpus", "init_from", "workers", "log_every", "eval_every", "eval_instances",
-    "checkpoint_every", "keep_checkpoints", "mesh",
+    "checkpoint_every", "keep_checkpoints", "mesh", "log_instances",
 )  # fmt: skip
 
 
@@ -43,31 +45,42 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if CONFIG.value is None or not WORKDIR.value:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
+    distributed.initialize()
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     check_ranges(config)
     corpus = open_corpus(_required(config.corpus, "--config.corpus=FOLDER"))
     objective = build_objective(config, corpus.tokenizer)
-    phases = build_phases(config, corpus, objective)
+    mesh = sharding.make_mesh(config.mesh)
+    phases = build_phases(config, corpus, objective, mesh)
     schedule = train.Schedule(
         config.steps, config.log_every, config.eval_every, config.checkpoint_every,
         config.keep_checkpoints,
     )  # fmt: skip
-    trainer = train.build_trainer(config, config.steps, objective, next(phases[0].batches(0, 1)))
+    trainer = train.build_trainer(
+        config, mesh, config.steps, objective, next(phases[0].batches(0, 1))
+    )
     starts = config.init_from and not has_checkpoint(workdir)
     initial = _initial_params(config, corpus, trainer) if starts else None
     # Only now: a config that cannot be leaves nothing behind.
     _prepare(config, corpus, workdir)
     if is_finished(workdir, config.steps):
-        print((workdir / "report.md").read_text(encoding="utf-8"))
-        print(f"{workdir} is finished: nothing left to train")
+        if distributed.is_main():
+            print((workdir / "report.md").read_text(encoding="utf-8"))
+            print(f"{workdir} is finished: nothing left to train")
         return
     # A second start of the same run finds its programs compiled.
     jax.config.update(
         "jax_compilation_cache_dir",
         os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled")),
     )
+    if config.log_instances:
+        path = workdir / f"instances-{jax.process_index()}.jsonl"
+        phases = [dataclasses.replace(p, batches=_logged(p.batches, path)) for p in phases]
     state, held_out = train.run(trainer, phases, schedule, workdir, initial)
-    write_report(workdir, corpus, objective, state["params"], phases[-1], held_out)
+    params = sharding.to_host(state["params"])
+    if distributed.is_main():
+        batches = held_out_batches(config, corpus, phases[-1].seq_length)
+        write_report(workdir, corpus, objective, params, config.steps, held_out, batches)
 
 
 def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM:
@@ -87,43 +100,62 @@ def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM:
     return MaskedLM(encoder, masking, config.nsp, config.seed)
 
 
-def build_phases(config: Any, corpus: Corpus, objective: MaskedLM) -> list[train.Phase]:
+def build_phases(
+    config: Any, corpus: Corpus, objective: MaskedLM, mesh: jax.sharding.Mesh
+) -> list[train.Phase]:
     """One phase, or a short one and a long one (paper, A.2)."""
-    switch = round(config.steps * config.short_phase.share)
-    plan = [(0, switch, config.short_phase.seq_length), (switch, config.steps, config.seq_length)]
-    return [_phase(config, corpus, objective, *part) for part in plan if part[0] < part[1]]
+    rows = sharding.local_rows(mesh, config.batch_size)
+    return [_phase(config, corpus, objective, rows, *part) for part in stretches(config)]
 
 
 def _phase(
-    config: Any, corpus: Corpus, objective: MaskedLM, start: int, stop: int, seq_length: int
-) -> train.Phase:
-    tokenizer, rows = corpus.tokenizer, config.batch_size
-    make = functools.partial(
-        Instances,
+    config: Any, corpus: Corpus, objective: MaskedLM, rows: np.ndarray, start: int, stop: int,
+    seq_length: int,
+) -> train.Phase:  # fmt: skip
+    size = config.batch_size
+    instances = _instances(
+        config, corpus, "train", seq_length,
+        seed=config.seed, dupe_factor=config.masking.dupe_factor or None,
+    )  # fmt: skip
+    flops = model_flops(objective.encoder, size, seq_length, objective.masking.slots(seq_length))
+    return train.Phase(
+        start=start,
+        stop=stop,
+        seq_length=seq_length,
+        flops=lambda _: flops,
+        batches=functools.partial(
+            train_batches, instances, size, workers=config.workers, rows=rows
+        ),
+        evaluation=functools.partial(held_out_batches, config, corpus, seq_length, rows),
+    )
+
+
+def held_out_batches(
+    config: Any, corpus: Corpus, seq_length: int, rows: np.ndarray | None = None
+) -> list[Batch]:
+    """The held-out set, the same for every run on this corpus; rows: of each batch, None: all."""
+    instances = _instances(config, corpus, "held_out", seq_length, seed=0)
+    return eval_batches(instances, config.batch_size, config.eval_instances, rows)
+
+
+def _instances(
+    config: Any, corpus: Corpus, split: str, seq_length: int, **settings: Any
+) -> Instances:
+    tokenizer = corpus.tokenizer
+    return Instances(
+        corpus.splits[split],
         seq_length=seq_length,
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
         pad_id=tokenizer.pad_id,
         pairs=config.nsp,
         short_seq_prob=config.short_seq_prob,
+        **settings,
     )
-    instances = make(
-        corpus.splits["train"], seed=config.seed, dupe_factor=config.masking.dupe_factor or None
-    )
-    # The same held-out instances for every run on this corpus.
-    held_out = make(corpus.splits["held_out"], seed=0)
-    flops = model_flops(objective.encoder, rows, seq_length, objective.masking.slots(seq_length))
-    host = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return train.Phase(
-        start=start,
-        stop=stop,
-        seq_length=seq_length,
-        flops=lambda _: flops,
-        batches=functools.partial(train_batches, instances, rows, workers=config.workers, **host),
-        evaluation=functools.partial(
-            eval_batches, held_out, rows, count=config.eval_instances, **host
-        ),
-    )
+
+
+def _logged(batches: Callable[..., Any], path: Path) -> Callable[[int, int], Any]:
+    return lambda start, stop: logged(batches(start, stop), start, path)
 
 
 def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
@@ -143,7 +175,7 @@ def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
     if new:  # pre-training goes on with all of its heads or not at all
         raise UserError(f"init_from={config.init_from} lacks {', '.join(new)}")
     for note in [*source.notes, *(f"init_from: {name} is not used" for name in unused)]:
-        print(note)
+        distributed.say(note)
     return jax.device_put(params, jax.tree.map(lambda x: x.sharding, wanted))
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
+from bert_jax import distributed
+from bert_jax.files import write_whole
 from bert_jax.objectives.base import Mean
 
 # Peak dense bf16 FLOP/s of a device, by a part of its `device_kind`; the published figures.
@@ -46,17 +48,20 @@ def values(means: Mapping[str, Mean]) -> dict[str, float]:
 class MetricsLog:
     """`metrics.jsonl` and TensorBoard events of a work directory, consistent after a restart.
 
+    Of several processes, the main one writes.
+
     A line is {"step", "split", the metrics, "time": {...}}; everything but "time" is the same,
     to the bit, for an interrupted and an uninterrupted run.
     """
 
     def __init__(self, workdir: Path, step: int):
         """Continues after `step`: what a killed run wrote past that is dropped."""
+        self._writes = distributed.is_main()
+        if not self._writes:
+            return
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
 
@@ -64,6 +69,8 @@ class MetricsLog:
         self, step: int, split: str, metrics: Mapping[str, float], time: Mapping[str, float]
     ) -> None:
         """Appends a line, flushed, and the same numbers as events."""
+        if not self._writes:
+            return
         line: dict[str, Any] = {"step": step, "split": split, **metrics, "time": dict(time)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -71,8 +78,9 @@ class MetricsLog:
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

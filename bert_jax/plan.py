@@ -43,12 +43,12 @@ from bert_jax.command_line import CONFIG
 from bert_jax.config import check_ranges, stretches
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.plan_text import plan_text, search_text
 from bert_jax.program import Program, read_program
-from bert_jax.tasks.base import write_whole
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A slice, in chips: v5e:16x16, v4:4x4x8 ...")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import jax
 import matplotlib
 import numpy as np
 
-from bert_jax import inference
+from bert_jax import goodput, inference
 from bert_jax.data.corpus import Corpus, Split
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.files import write_whole
 from bert_jax.metrics import read_metrics
 from bert_jax.objectives.mlm import MaskedLM
-from bert_jax.train import Phase
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -24,32 +24,29 @@ _EXAMPLES = 5
 
 
 def write_report(
-    workdir: Path, corpus: Corpus, objective: MaskedLM, params: Any, phase: Phase,
-    held_out: dict[str, float],
+    workdir: Path, corpus: Corpus, objective: MaskedLM, params: Any, steps: int,
+    held_out: dict[str, float], batches: Iterable[Mapping[str, np.ndarray]],
 ) -> None:  # fmt: skip
     """Writes the report of a finished run and prints it.
 
-    held_out: the final held-out metrics; phase: the last one, whose held-out set they are of.
+    params: on this process. held_out: the final held-out metrics, and the batches they are of.
     """
     lines = read_metrics(workdir)
     report = {
-        "steps": phase.stop,
+        "steps": steps,
         "held_out": held_out,
-        "baseline": baselines(corpus, objective, phase),
+        "baseline": baselines(corpus, objective, batches),
         "speed": _speed(lines),
+        "goodput": goodput.shares(workdir),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "fill_mask": fill_mask_examples(corpus, objective, params),
     }
-    if jax.process_index():
-        return
     markdown = as_markdown(report)
     (workdir / "report.md").write_text(markdown, encoding="utf-8")
     plot_curves(lines, report["baseline"], workdir / "curves.png")
     # Last and whole: it marks the run as finished.
-    temporary = workdir / "report.tmp"
-    temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(workdir / "report.json")
+    write_whole(workdir / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(markdown)
     print(f"report {workdir / 'report.md'}   plots {workdir / 'curves.png'}")
 
@@ -60,7 +57,9 @@ def is_finished(workdir: Path, steps: int) -> bool:
     return path.exists() and json.loads(path.read_text())["steps"] == steps
 
 
-def baselines(corpus: Corpus, objective: MaskedLM, phase: Phase) -> dict[str, float]:
+def baselines(
+    corpus: Corpus, objective: MaskedLM, batches: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
     """What no model is needed for, on the very tokens and pairs of the held-out evaluation.
 
     Unigram: each predicted token's frequency in the train split (add-one smoothed); accuracy of
@@ -70,7 +69,7 @@ def baselines(corpus: Corpus, objective: MaskedLM, phase: Phase) -> dict[str, fl
     log_p = np.log(counts / counts.sum())
     corrupted = jax.jit(lambda batch: objective.corrupted(batch, train=False))
     nll, hits, predicted, random_next, pairs = 0.0, 0.0, 0.0, 0.0, 0.0
-    for batch in phase.evaluation():
+    for batch in batches:
         seen = jax.device_get(corrupted(batch))
         labels, weights = seen["labels"], seen["weights"]
         nll -= float((log_p[labels] * weights).sum())
@@ -164,6 +163,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"{report['parameters']:,} parameters on {report['devices']}: "
         f"{speed['tokens_per_second']:,.0f} tokens/s{mfu}, "
         f"{speed['training_seconds']:,.0f} s of training.",
+        "",
+        goodput.as_text(report["goodput"]),
         "",
         "Words of held-out text, masked and guessed:",
         "",

@@ -1,44 +1,84 @@
 """The device mesh, and the one table from logical axes to mesh axes."""
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
 
+R = TypeVar("R")
 MESH_AXES = ("data", "fsdp", "tensor")
-# Logical axis of a parameter -> mesh axis. Axes not named here are replicated.
-LOGICAL_AXES = {
+# Logical axis of a parameter or an activation -> mesh axes. Axes not named here are replicated.
+LOGICAL_AXES: dict[str, str | tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
     "vocab": "tensor",
     "heads": "tensor",
     "feed_forward": "tensor",
     "model": "fsdp",
 }
-BATCH = PartitionSpec(("data", "fsdp"))  # rows of a batch
 
 
-def make_mesh(sizes: Any) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all devices; one size may be -1: whatever is left."""
+def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices; one size may be -1: whatever is left.
+
+    devices: others than those of this machine, as of a topology to compile for.
+    """
     shape = [sizes[axis] for axis in MESH_AXES]
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     known = math.prod(size for size in shape if size != -1)
-    rest = devices // known if known > 0 else 0
-    if shape.count(-1) > 1 or rest * known != devices or (-1 not in shape and rest != 1):
+    rest = count // known if known > 0 else 0
+    if shape.count(-1) > 1 or rest * known != count or (-1 not in shape and rest != 1):
         raise UserError(
-            f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fit {devices} devices: the "
+            f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fit {count} devices: the "
             "sizes must multiply to that number, one of them may be -1 for the rest"
         )
     shape = [rest if size == -1 else size for size in shape]
     # Auto: linen modules do not write out-shardings, which Explicit axes would demand.
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    auto = (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
+    if shape[0] % slices:
+        raise UserError(f"mesh.data={shape[0]} must divide by the {slices} slices it runs across")
+    # Only gradients cross the network between slices: fsdp and tensor stay within one.
+    within = (shape[0] // slices, *shape[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return Mesh(grid, MESH_AXES, axis_types=auto)
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
+    """Raises a `UserError` when the (global) micro-batches cannot be shared out evenly."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size < 1 or batch_size % (accumulation * shards):
+        raise UserError(
+            f"batch_size={batch_size} must divide by accumulation={accumulation} "
+            f"times the {shards} devices that share a batch"
+        )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp; everything else whole."""
-    return NamedSharding(mesh, BATCH)
+    return NamedSharding(mesh, PartitionSpec(LOGICAL_AXES["batch"]))
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., R]) -> Callable[..., R]:
+    """The function, traced so that the models' logical constraints mean axes of this mesh."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any) -> R:
+        rules = nn.logical_axis_rules(tuple(LOGICAL_AXES.items()))
+        with rules, jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return wrapped
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -55,7 +95,7 @@ def tree_shardings(mesh: Mesh, boxed: Any) -> Any:
     def one(leaf: Any) -> NamedSharding:
         if not isinstance(leaf, nn.LogicallyPartitioned):
             return replicated(mesh)
-        axes = [LOGICAL_AXES.get(name) if name else None for name in leaf.names]
+        axes: list[Any] = [LOGICAL_AXES.get(name or "") for name in leaf.names]
         fits = [
             axis if axis and size % mesh.shape[axis] == 0 else None
             for axis, size in zip(axes, leaf.value.shape, strict=True)
@@ -65,6 +105,37 @@ def tree_shardings(mesh: Mesh, boxed: Any) -> Any:
     return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
-def to_global(sharding: NamedSharding, batch: Any) -> Any:
-    """This process's rows of a batch (NumPy) -> one global array a leaf."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+@functools.cache
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that are on this process's devices, ascending: int[rows].
+
+    Processes hold the same rows where the tensor axis runs across them.
+    Raises: UserError: the batch cannot be shared out evenly.
+    """
+    check_batch(mesh, batch_size)
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    blocks = {place[0].indices(batch_size)[:2] for place in places if place}
+    return np.concatenate([np.arange(start, stop) for start, stop in sorted(blocks)])
+
+
+def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
+    """Rows of a batch (NumPy) -> one global array a leaf, over data and fsdp.
+
+    batch: this process's `local_rows`, or on every process all of the batch_size rows.
+    """
+    held, sharding = local_rows(mesh, batch_size), batch_sharding(mesh)
+
+    def one(x: np.ndarray) -> jax.Array:
+        def rows(place: Any) -> np.ndarray:  # slices of the global array, one a dimension
+            start, stop, _ = place[0].indices(batch_size)
+            first = start if len(x) == batch_size else int(np.searchsorted(held, start))
+            return x[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, rows)
+
+    return jax.tree.map(one, batch)
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays, however sharded -> NumPy on every process; all of them must call it."""
+    return multihost_utils.process_allgather(tree, tiled=True)

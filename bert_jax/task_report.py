@@ -1,14 +1,16 @@
 """What a fine-tuning run leaves for people: results.json, report.md, predictions and plots."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_jax import goodput
+from bert_jax.files import write_whole
 from bert_jax.metrics import read_metrics
 from bert_jax.report import plot_curves
 from bert_jax.tasks import to_dict
-from bert_jax.tasks.base import Task, write_whole
+from bert_jax.tasks.base import Task
 from bert_jax.tasks.squad import Answering
 
 Examples = dict[str, Sequence[Any]]  # split -> examples
@@ -19,22 +21,22 @@ def write_results(
     folder: Path,
     task: Task,
     examples: Examples,
-    predict: Callable[[Sequence[Any]], list[Any]],
+    predicted: Mapping[str, list[Any]],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Scores the dev splits, predicts the others, and writes everything into `folder`.
+    """Scores the dev splits, and writes everything into `folder`.
 
     Args:
       workdir: of the fine-tuned model. folder: the same, or one in it.
       examples: by split; where there is "train", baselines are made from it.
-      predict: predictions for examples. facts: what else to put into `results.json`.
+      predicted: predictions by split, of all but "train".
+      facts: what else to put into `results.json`.
     Returns: what is in `results.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scores, baselines = {}, {}
-    for split in (split for split in examples if split != "train"):
+    for split, predictions in predicted.items():
         some = examples[split]
-        predictions = predict(some)
         if split.startswith("dev"):
             if isinstance(task, Answering) and task.unanswerable and "train" in examples:
                 task = task.tuned(some, predictions)
@@ -57,6 +59,7 @@ def write_results(
     lines = read_metrics(workdir)
     if "train" in examples:
         times = [line["time"]["seconds"] for line in lines]
+        results["goodput"] = goodput.shares(workdir)
         results["seconds"] = {"training_and_evaluating": sum(times)}
         # A run that learnt nothing must not pass for a result.
         name = task.metric
@@ -98,6 +101,8 @@ def as_markdown(results: Mapping[str, Any]) -> str:
             f"{padding['computed_tokens']:,} tokens computed in {padding['widths']} widths "
             f"({padding['computed_without_buckets'] / padding['computed_tokens']:.2f} times "
             "fewer than padded to the longest).",
+            "",
+            goodput.as_text(results["goodput"]),
             "",
         ]
     return "\n".join(text)

@@ -5,6 +5,7 @@ data is the step. So the state below is all there is to save, and a run that is 
 again ends with the bits of one that was not.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -22,10 +23,10 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from bert_jax import distributed, goodput, optim, sharding
 from bert_jax import metrics as metrics_lib
-from bert_jax import optim, sharding
 from bert_jax.checkpoint import Checkpoints
-from bert_jax.errors import UserError
+from bert_jax.errors import Stopped, UserError
 from bert_jax.objectives.base import Batch, Mean, Objective
 
 Evaluate = Callable[[Any, "Phase"], dict[str, float]]
@@ -67,11 +68,16 @@ class Trainer:
         mesh: jax.sharding.Mesh,
         example: Mapping[str, np.ndarray],
         seed: int,
+        batch_size: int,
         accumulation: int = 1,
     ):
-        """example: a batch of this process, for its shapes. accumulation: micro-batches a step."""
+        """example: rows of a batch, for their shapes. batch_size: rows of all processes together.
+
+        accumulation: micro-batches a step.
+        """
         self.objective, self.transform, self.learning_rate = objective, transform, learning_rate
-        self.mesh, self.seed, self.accumulation = mesh, seed, accumulation
+        self.mesh, self.seed = mesh, seed
+        self.batch_size, self.accumulation = batch_size, accumulation
         self._example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
         boxed = jax.eval_shape(self._init)
         self._shardings = sharding.tree_shardings(mesh, boxed)
@@ -81,8 +87,16 @@ class Trainer:
             self._shardings,
         )
         self._fresh = jax.jit(lambda: nn.meta.unbox(self._init()), out_shardings=self._shardings)
-        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=self._shardings)
-        self.evaluate_batch = jax.jit(
+        window = self.abstract_state["window"]
+        self.empty_window = jax.jit(  # a fresh metrics window
+            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), window),
+            out_shardings=self._shardings["window"],
+        )
+        self.step = jax.jit(
+            sharding.on_mesh(mesh, self._step), donate_argnums=0,
+            out_shardings=(self._shardings, sharding.replicated(mesh)),
+        )  # fmt: skip
+        self.evaluate_batch = self.jit(
             lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
         )
 
@@ -91,16 +105,13 @@ class Trainer:
         state = self._fresh()
         return state if params is None else state | {"params": params}
 
-    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """This process's rows -> global arrays on the mesh."""
-        return sharding.to_global(sharding.batch_sharding(self.mesh), dict(batch))
+    def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function compiled for this mesh."""
+        return jax.jit(sharding.on_mesh(self.mesh, function))
 
-    def empty_window(self) -> dict[str, Mean]:
-        """A fresh metrics window, on the devices."""
-        return jax.tree.map(
-            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding),
-            self.abstract_state["window"],
-        )
+    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """This process's rows, or all rows on every process -> global arrays on the mesh."""
+        return sharding.to_global(self.mesh, dict(batch), self.batch_size)
 
     def _init(self) -> State:
         example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._example)
@@ -116,19 +127,22 @@ class Trainer:
             "bad_step": jnp.int32(-1),  # the first whose loss or gradient was not finite
         }
 
-    def _step(self, state: State, batch: Batch) -> State:
+    def _step(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
+        """The state after a step, and the step's loss, which unlike the state stays."""
         step, params = state["step"], state["params"]
         key = jax.random.fold_in(jax.random.key(self.seed), step)
         grads, means = self._gradients(params, batch, key)
         updates, opt_state = self.transform.update(grads, state["opt_state"], params)
-        finite = jnp.isfinite(means["loss"].value()) & jnp.isfinite(means["grad_norm"].value())
-        return {
+        loss = means["loss"].value()
+        finite = jnp.isfinite(loss) & jnp.isfinite(means["grad_norm"].value())
+        after = {
             "step": step + 1,
             "params": optax.apply_updates(params, updates),
             "opt_state": opt_state,
             "window": {name: state["window"][name] + mean for name, mean in means.items()},
             "bad_step": jnp.where(finite | (state["bad_step"] >= 0), state["bad_step"], step),
         }
+        return after, loss
 
     def _gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Mean]]:
         """Gradients of the loss over the global batch, and its metrics.
@@ -170,22 +184,16 @@ class Trainer:
 
 
 def build_trainer(
-    config: Any, steps: int, objective: Objective, example: Mapping[str, np.ndarray],
-    frozen: Collection[str] = (),
+    config: Any, mesh: jax.sharding.Mesh, steps: int, objective: Objective,
+    example: Mapping[str, np.ndarray], frozen: Collection[str] = (),
 ) -> Trainer:  # fmt: skip
-    """The objective with its optimiser on the mesh of a config.
+    """The objective with its optimiser on a mesh.
 
-    config: batch_size, accumulation, learning_rate, warmup_steps, optimizer, mesh, seed.
+    config: batch_size, accumulation, learning_rate, warmup_steps, optimizer, seed.
+    example: rows of a batch, for their shapes.
     frozen: top-level parts of the parameters that stay as they are.
     """
-    mesh = sharding.make_mesh(config.mesh)
-    rows = config.batch_size // config.accumulation
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % config.accumulation or rows % shards:
-        raise UserError(
-            f"batch_size={config.batch_size} must divide by accumulation={config.accumulation} "
-            f"times the {shards} devices that share a batch"
-        )
+    sharding.check_batch(mesh, config.batch_size, config.accumulation)
     rate = optim.learning_rate(
         config.learning_rate, steps, config.warmup_steps, config.optimizer.decay_from
     )
@@ -195,7 +203,10 @@ def build_trainer(
             {"trained": transform, "frozen": optax.set_to_zero()},
             lambda params: {n: "frozen" if n in frozen else "trained" for n in params},
         )
-    return Trainer(objective, transform, rate, mesh, example, config.seed, config.accumulation)
+    return Trainer(
+        objective, transform, rate, mesh, example, config.seed, config.batch_size,
+        config.accumulation,
+    )  # fmt: skip
 
 
 def run(
@@ -210,45 +221,67 @@ def run(
 
     evaluate: the held-out metrics of parameters; by default the objective's means.
     Returns: the final state and the final held-out metrics.
-    Raises: UserError when the loss or the gradient is no longer finite.
+    Raises: UserError when the loss or the gradient is no longer finite; Stopped, saved, after a
+      SIGTERM to any process.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", schedule.keep_checkpoints)
-    evaluate = evaluate or functools.partial(held_out_means, trainer)
-    restored = checkpoints.restore(trainer.abstract_state)
-    if restored is None:
-        step, state = 0, trainer.init(initial_params)
-    else:
-        step, state = restored
-        print(f"continuing {workdir} from step {step}", file=sys.stderr)
+    ledger = goodput.Ledger()
+    with ledger.spending("starting"):
+        checkpoints = Checkpoints(workdir / "checkpoints", schedule.keep_checkpoints)
+        evaluate = evaluate or functools.partial(held_out_means, trainer)
+        restored = checkpoints.restore(trainer.abstract_state)
+        step, state = restored or (0, trainer.init(initial_params))
+    if restored:
+        distributed.say(f"continuing {workdir} from step {step}")
+    ledger.open(workdir, step)
     log = metrics_lib.MetricsLog(workdir, step)
     clock = _Clock()
-    progress = tqdm(total=schedule.steps, initial=step, unit="step", dynamic_ncols=True)
+    speaks = distributed.is_main()
+    progress = tqdm(
+        total=schedule.steps, initial=step, unit="step", dynamic_ncols=True, disable=not speaks
+    )
     held_out: dict[str, float] = {}
+    under_way: collections.deque[jax.Array] = collections.deque()
+    request = distributed.StopRequest()
     try:
-        for phase, batch in _device_batches(trainer, phases, step):
-            state = trainer.step(state, batch)
+        for phase, batch in ledger.waiting(_device_batches(trainer, phases, step)):
+            state, loss = trainer.step(state, batch)
             step += 1
+            # Two steps ahead of the devices, no more: a stop must not wait for many.
+            under_way.append(loss)
+            if len(under_way) > 2:
+                jax.block_until_ready(under_way.popleft())
             clock.count(batch, phase)
             progress.update()
             last = step == schedule.steps
-            saves = last or step % schedule.checkpoint_every == 0
+            stops = request.reached(step) and not last
+            saves = last or stops or step % schedule.checkpoint_every == 0
             logs = last or step % schedule.log_every == 0
             score = None
             if logs or saves:
                 _check_finite(state, phases, checkpoints)
             if logs:
                 state = _log_training(trainer, state, step, log, clock, progress)
+                ledger.write(step)
             if last or step % schedule.eval_every == 0:
                 jax.block_until_ready(state["step"])  # else the pause swallows queued steps
-                with clock.pause():
+                with clock.pause(), ledger.spending("evaluating"):
                     held_out = evaluate(state["params"], phase)
                 score = held_out[schedule.best] if schedule.best else None
                 log.write(step, "held_out", held_out, {"seconds": clock.paused})
-                progress.write(_line(step, "held out", held_out), file=sys.stderr)
+                if speaks:
+                    progress.write(_line(step, "held out", held_out), file=sys.stderr)
             if saves:
-                checkpoints.save(step, state, score)
-        checkpoints.wait()
+                with ledger.spending("checkpoints"):
+                    checkpoints.save(step, state, score)
+            if stops:
+                with ledger.spending("checkpoints"):
+                    checkpoints.wait()
+                raise Stopped(f"stopped and saved at step {step}; the same command goes on")
+        with ledger.spending("checkpoints"):
+            checkpoints.wait()
     finally:
+        ledger.write(step)
+        request.close()
         progress.close()
         log.close()
         checkpoints.close()

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from bert_jax import distributed
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 
 
 def prepare_workdir(
@@ -19,6 +21,8 @@ def prepare_workdir(
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes tokenizer/ and config.json, or checks that the folder is of the same run.
+
+    Of several processes all check, and the main one writes.
 
     Args:
       config: plain values. may_change: its fields that may differ when a run is continued.
@@ -40,15 +44,17 @@ def prepare_workdir(
                 "choose another --workdir"
             )
         check()
-    else:
+    elif workdir.exists():
         # What a start that was killed may have left.
-        begun = {"tokenizer", "tokenizer.tmp", "corpus.json", "task.json", "config.tmp"}
-        if workdir.exists() and {entry.name for entry in workdir.iterdir()} - begun:
+        begun = {"tokenizer", "tokenizer.tmp", "corpus.json", "task.json", "config.json.tmp"}
+        if {entry.name for entry in workdir.iterdir()} - begun:
             raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
-        tokenizer.save(workdir / "tokenizer.tmp")
-        shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
-        (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
-        write(workdir)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=2) + "\n")
-    temporary.replace(path)
+    distributed.wait_for_all("the work directory is checked")
+    if distributed.is_main():
+        if not path.exists():
+            tokenizer.save(workdir / "tokenizer.tmp")
+            shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+            (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
+            write(workdir)
+        write_whole(path, json.dumps(config, indent=2) + "\n")
+    distributed.wait_for_all("the work directory is there")

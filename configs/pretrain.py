@@ -120,6 +120,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.dtype = "auto"  # of the computation; bfloat16 on accelerators, float32 on CPU
     config.workers = 0  # processes that make batches; 0: threads
     config.log_every = 100  # steps
+    config.log_instances = False  # write down which instances each step took, a file a process
     config.eval_every = max(preset["steps"] // 10, 1)
     config.eval_instances = 2048  # of the held-out split
     config.checkpoint_every = max(preset["steps"] // 20, 1)

@@ -20,8 +20,8 @@ for size in base large; do
     [ -e "$plan" ] || python -m bert_jax.plan \
       --config=configs/pretrain.py:size=$size,seq=512,phases=true \
       --config.batch_size=$batch --config.steps=$((256000000 / batch)) \
-      --config.accumulation=$accumulation \
-      --topology=v5e:$topology --slices=$slices --output="$plan" "$@"
+      --config.accumulation="$accumulation" \
+      --topology="v5e:$topology" --slices="$slices" --output="$plan" "$@"
   done
 done
 

@@ -27,7 +27,7 @@ from absl import flags
 from tqdm import tqdm
 
 from bert_jax import errors, finetune
-from bert_jax.tasks.base import write_whole
+from bert_jax.files import write_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -169,11 +169,16 @@ def sigmoid(x):
 
 def plain_lstm(params, x):
     """One direction over one sequence [S, D], step by step, in float64."""
-    kernel, recurrent, bias = (np.float64(params[n]) for n in ("kernel", "recurrent", "bias"))
-    cell = out = np.zeros(len(recurrent))
+    gates = {name: jax.tree.map(np.float64, gate) for name, gate in params.items()}
+    cell = out = np.zeros(len(gates["hi"]["bias"]))
     outs = []
     for vector in x:
-        enter, forget, leave, value = np.split(vector @ kernel + out @ recurrent + bias, 4)
+        enter, forget, value, leave = (
+            vector @ gates[f"i{g}"]["kernel"]
+            + out @ gates[f"h{g}"]["kernel"]
+            + gates[f"h{g}"]["bias"]
+            for g in "ifgo"
+        )
         cell = sigmoid(forget) * cell + sigmoid(enter) * np.tanh(value)
         out = sigmoid(leave) * np.tanh(cell)
         outs.append(out)
@@ -216,6 +221,6 @@ def test_papers_bilstm():
     row = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(body.init, KEY, row, row)["bilstm"]
     assert body.width == 768
-    assert shapes["forward_0"]["kernel"].shape == (4 * 768, 4 * 384)
-    assert shapes["backward_1"]["kernel"].shape == (768, 4 * 384)
-    assert shapes["backward_1"]["recurrent"].shape == (384, 4 * 384)
+    assert shapes["forward_0"]["ii"]["kernel"].shape == (4 * 768, 384)
+    assert shapes["backward_1"]["ii"]["kernel"].shape == (768, 384)
+    assert shapes["backward_1"]["hi"]["kernel"].shape == (384, 384)

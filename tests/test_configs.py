@@ -66,6 +66,7 @@ def test_published_sizes():
 @pytest.mark.parametrize("phases", [True, False])
 @pytest.mark.parametrize("preset", pretrain.PRESETS)
 def test_every_preset_builds(preset, phases, corpus):
+    mesh = tiny_corpus.one_device()
     for size, nsp in itertools.product(SIZES, (True, False)):
         config = pretrain.get_config(
             f"size={size},preset={preset},nsp={nsp},phases={phases},seq=256"
@@ -73,7 +74,7 @@ def test_every_preset_builds(preset, phases, corpus):
         check_ranges(config)
         objective = main.build_objective(config, corpus.tokenizer)
         plan = [(p.start, p.stop, p.seq_length)
-                for p in main.build_phases(config, corpus, objective)]  # fmt: skip
+                for p in main.build_phases(config, corpus, objective, mesh)]  # fmt: skip
         switch = round(0.9 * config.steps)
         both = [(0, switch, 128), (switch, config.steps, 256)]
         assert plan == (both if phases else [(0, config.steps, 256)])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_corpus import make_schedule, make_trainer, small_config
+from tiny_corpus import make_schedule, make_trainer, one_device, small_config
 
 from bert_jax import main, sharding, train
 from bert_jax.checkpoint import Checkpoints, load_params
@@ -25,7 +25,7 @@ def steps(trainer, phases, stop: int, state=None):
     """The state after the first `stop` steps, on from `state`."""
     state = trainer.init() if state is None else state
     for batch in phases[0].batches(int(state["step"]), stop):
-        state = trainer.step(state, trainer.put(batch))
+        state, _ = trainer.step(state, trainer.put(batch))
     return state
 
 
@@ -84,7 +84,7 @@ def test_accumulated_micro_batches_are_the_large_batch(corpus):
     predictions = [float(seen["weights"][piece::4].sum()) for piece in range(4)]
     assert len(set(predictions)) > 2, predictions
     assert max(predictions) > 3 * min(predictions)
-    one, other = (t.step(t.init(), t.put(batch)) for t in (trainer, pieces))
+    one, other = (t.step(t.init(), t.put(batch))[0] for t in (trainer, pieces))
     assert difference(gradients(one), gradients(other)) < 1e-6
     assert difference(one["params"], other["params"]) < 1e-6
     for name, mean in one["window"].items():
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
     bad = tuple(batch["instance"][5].tolist())
     trainer = train.Trainer(
         Explosive(trainer.objective, bad), trainer.transform, trainer.learning_rate, trainer.mesh,
-        batch, config.seed,
+        batch, config.seed, config.batch_size,
     )  # fmt: skip
     with pytest.raises(UserError, match=r"not finite at step 7 \(last good checkpoint: 6\)") as e:
         train.run(trainer, phases, make_schedule(config), tmp_path)
@@ -266,7 +266,7 @@ def test_two_phases_change_the_shape_where_the_config_says(corpus):
         "size=tiny,phases=true", short_phase__seq_length=16, short_phase__share=0.75
     )
     objective = main.build_objective(config, corpus.tokenizer)
-    phases = main.build_phases(config, corpus, objective)
+    phases = main.build_phases(config, corpus, objective, one_device())
     assert [(p.start, p.stop, p.seq_length) for p in phases] == [(0, 9, 16), (9, 12, 32)]
     shapes = [batch["tokens"].shape for p in phases for batch in p.batches(p.start, p.stop)]
     assert shapes == [(16, 16)] * 9 + [(16, 32)] * 3

@@ -174,7 +174,7 @@ def make_trainer(
     """
     mesh = mesh or one_device()
     objective = main.build_objective(config, corpus.tokenizer)
-    phases = main.build_phases(config, corpus, objective)
+    phases = main.build_phases(config, corpus, objective, mesh)
     known = config.to_dict()
     for name in ("log_every", "eval_every", "eval_instances", "checkpoint_every"):
         del known[name]
@@ -186,8 +186,9 @@ def make_trainer(
         transform = optim.optimizer(config.optimizer, rate)
         example = next(phases[0].batches(0, 1))
         _TRAINERS[key] = train.Trainer(
-            objective, transform, rate, mesh, example, config.seed, config.accumulation
-        )
+            objective, transform, rate, mesh, example, config.seed, config.batch_size,
+            config.accumulation,
+        )  # fmt: skip
     return _TRAINERS[key], phases
 
 

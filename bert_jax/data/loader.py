@@ -4,14 +4,16 @@ Step t of a run takes slots t * batch_size .. of `Instances`, whatever the numbe
 workers or devices; so the state of the input is one integer, the step.
 """
 
+import contextlib
+import json
 from collections.abc import Generator
+from pathlib import Path
 
 import grain
 import numpy as np
 from absl import flags
 
 from bert_jax.data.instances import Batch, Instances
-from bert_jax.errors import UserError
 
 # Reading and NumPy release the interpreter's lock only in part: more threads gain nothing.
 _THREADS = 2
@@ -24,26 +26,22 @@ def train_batches(
     start_step: int,
     stop_step: int,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Generator[Batch, None, None]:
     """The batches of steps start_step .. stop_step - 1; finding the first costs the same for all.
 
     Args:
       instances: where they come from.
-      batch_size: global, B * process_count.
+      batch_size: global, over all processes.
       start_step, stop_step: steps of the whole run.
       workers: processes that make batches ahead; 0: threads of this process.
-      process_index, process_count: this process gets rows process_index * B .. of each batch.
+      rows: which rows of each batch this process makes, int[B]; None: all.
 
     Returns:
       Generator of batches as of `Instances.batch`. Its close() ends threads and workers; so do its
       end, an error and garbage collection.
-
-    Raises:
-      UserError: the batch size does not divide by the processes.
     """
-    rows = _process_rows(batch_size, process_index, process_count)
+    rows = np.arange(batch_size) if rows is None else rows
     source = _Steps(instances, batch_size, rows, stop_step)
     # A whole batch is one element of the source: batching after the split over workers would make
     # the contents of batches depend on their number.
@@ -64,25 +62,21 @@ def eval_batches(
     instances: Instances,
     batch_size: int,
     count: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> list[Batch]:
     """The first `count` instances of pass 0, or all of it: for a fixed seed, a fixed random sample.
 
     Args:
       instances: of the held-out split, under a seed that is the same for all runs to be compared.
-      batch_size: global, B * process_count.
+      batch_size: global, over all processes.
       count: instances over all processes; more than a pass has means all of it.
-      process_index, process_count: this process gets rows process_index * B .. of each batch.
+      rows: which rows of each batch this process makes, int[B]; None: all.
 
     Returns:
       Batches of one shape as of `Instances.batch`. The last is filled up with copies of slot 0 of
       weight 0: real text, so that nothing computed from it is infinite.
-
-    Raises:
-      UserError: the batch size does not divide by the processes.
     """
-    rows = _process_rows(batch_size, process_index, process_count)
+    rows = np.arange(batch_size) if rows is None else rows
     count = instances.per_pass if count is None else min(count, instances.per_pass)
     batches = []
     for first_slot in range(0, count, batch_size):
@@ -92,6 +86,20 @@ def eval_batches(
         batch["weight"] = is_real.astype(np.float32)
         batches.append(batch)
     return batches
+
+
+def logged(
+    batches: Generator[Batch, None, None], start_step: int, path: Path
+) -> Generator[Batch, None, None]:
+    """The batches, each with a line in the file: {"step", "instances": [[pass, index], ...]}.
+
+    A step that was done again after a restart has a line each time.
+    """
+    with path.open("a") as file, contextlib.closing(batches):
+        for step, batch in enumerate(batches, start_step):
+            file.write(json.dumps({"step": step, "instances": batch["instance"].tolist()}) + "\n")
+            file.flush()
+            yield batch
 
 
 def instance_ids(instances: Instances, batch_size: int, step: int) -> np.ndarray:
@@ -111,17 +119,6 @@ class _Steps:
 
     def __getitem__(self, step: int) -> Batch:
         return self._instances.batch(step * self._batch_size + self._rows)
-
-
-def _process_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    """The rows of the global batch that are a process's: int64[B]."""
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch_size {batch_size} (over all processes) does not divide by the {process_count} "
-            "processes: choose a multiple"
-        )
-    rows = batch_size // process_count
-    return process_index * rows + np.arange(rows)
 
 
 def _closing(batches: grain.IterDataset) -> Generator[Batch, None, None]:

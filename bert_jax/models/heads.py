@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_jax.models.layers import ACTIVATIONS, Dense, EncoderConfig, norm, zeros
+from bert_jax.models.layers import ACTIVATIONS, Dense, EncoderConfig, by_row, norm, zeros
 
 
 class Pooler(nn.Module):
@@ -17,7 +17,7 @@ class Pooler(nn.Module):
         """[B, S, D] -> [B, D]."""
         c = self.config
         dense = Dense(c, (c.width,), ("model", None), name="dense")
-        return jnp.tanh(dense(hidden[:, 0]))
+        return by_row(jnp.tanh(dense(by_row(hidden[:, 0]))))
 
 
 class MlmHead(nn.Module):
@@ -30,7 +30,7 @@ class MlmHead(nn.Module):
         """hidden [B, M, D] at the predicted positions, table [V, D] -> logits float32 [B, M, V]."""
         c = self.config
         dense = Dense(c, (c.width,), ("model", None), name="dense")
-        x = norm(c)(ACTIVATIONS[c.activation](dense(hidden)))
+        x = by_row(norm(c)(ACTIVATIONS[c.activation](dense(by_row(hidden)))))
         bias = self.param("bias", zeros("vocab"), (c.vocab_size,))
         logits = jnp.einsum(
             "bmd,vd->bmv",
@@ -38,7 +38,8 @@ class MlmHead(nn.Module):
             token_embeddings.astype(c.dtype),
             preferred_element_type=jnp.float32,
         )
-        return logits + bias[None, None]
+        # The vocabulary may be split, the positions of a row may not.
+        return by_row(logits + bias[None, None], jax.sharding.PartitionSpec.UNCONSTRAINED)
 
 
 class Classifier(nn.Module):

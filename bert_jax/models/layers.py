@@ -91,6 +91,16 @@ def norm(config: EncoderConfig, name: str = "norm") -> nn.LayerNorm:
     )
 
 
+def by_row(x: jax.Array, *rest: Any) -> jax.Array:
+    """x [B, ...] with each device holding rows of its own, where a mesh is set; else x.
+
+    Left alone, the compiler may split activations along the axis that parameters are split along,
+    and move them instead of the smaller parameters. rest: what of the last dimensions to say
+    otherwise, as in `PartitionSpec`.
+    """
+    return nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 1 - len(rest)), *rest))
+
+
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> jax.Array:
     """A module as a pure function of a plain parameter tree."""
     return cast(jax.Array, module.apply({"params": params}, *args, **kwargs))
@@ -143,7 +153,10 @@ class Embeddings(nn.Module):
         c = self.config
 
         def table(name: str, axis: str | None, rows: int) -> jax.Array:
-            return self.param(name, initializer(c, axis, "model"), (rows, c.width))
+            values = self.param(name, initializer(c, axis, "model"), (rows, c.width))
+            # Whole vectors to look up: else the compiler looks up parts of all devices' tokens.
+            whole = (jax.sharding.PartitionSpec.UNCONSTRAINED, None)
+            return nn.with_logical_constraint(values, whole)
 
         token = table("token", "vocab", c.vocab_size)
         position = table("position", None, c.max_positions)
@@ -153,7 +166,7 @@ class Embeddings(nn.Module):
         # A handful of segment types: a matrix product is cheaper than a gather and its scatter.
         kinds = jax.nn.one_hot(segments, c.segment_types, dtype=segment.dtype)
         x = token[tokens] + position[positions] + kinds @ segment
-        return dropout(norm(c)(x), c.hidden_dropout, key)
+        return by_row(dropout(norm(c)(x), c.hidden_dropout, key))
 
 
 class Attention(nn.Module):
@@ -216,5 +229,8 @@ class Block(nn.Module):
         c = self.config
         attended = Attention(c, name="attention")(x, x, mask, fold(key, 0))
         x = norm(c, "attention_norm")(x + dropout(attended, c.hidden_dropout, fold(key, 1)))
+        x = by_row(x)
         fed = FeedForward(c, name="feed_forward")(x)
-        return norm(c, "feed_forward_norm")(x + dropout(fed, c.hidden_dropout, fold(key, 2)))
+        return by_row(
+            norm(c, "feed_forward_norm")(x + dropout(fed, c.hidden_dropout, fold(key, 2)))
+        )

@@ -273,12 +273,3 @@ def encode_pairs(
             segments[split:] = 1
             encoded.append({"tokens": np.array(tokens, np.int32), "segments": segments})
     return encoded
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Writes a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
-    return path

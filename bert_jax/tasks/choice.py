@@ -13,10 +13,11 @@ import numpy as np
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Choose
 from bert_jax.tasks import metrics, rows
-from bert_jax.tasks.base import Feature, Source, in_order, write_whole
+from bert_jax.tasks.base import Feature, Source, in_order
 
 
 @dataclasses.dataclass(frozen=True)

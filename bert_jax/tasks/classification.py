@@ -11,10 +11,11 @@ import scipy.special
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.tasks import metrics, plots
-from bert_jax.tasks.base import Feature, Source, encode_pairs, in_order, write_whole
+from bert_jax.tasks.base import Feature, Source, encode_pairs, in_order
 from bert_jax.tasks.rows import Row, column, flat, number, read_rows, read_tfds
 
 KINDS = {  # kind -> its metrics, the deciding one first

@@ -20,10 +20,11 @@ import numpy as np
 from bert_jax.data.text import split_sentences
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Span
 from bert_jax.tasks import plots, squad_score
-from bert_jax.tasks.base import Feature, Source, write_whole
+from bert_jax.tasks.base import Feature, Source
 from bert_jax.tasks.rows import read_tfds
 from bert_jax.tasks.squad_read import Question, from_tfds, load_json, questions, read_json
 from bert_jax.tasks.squad_windows import Candidates, candidates, encode, windows

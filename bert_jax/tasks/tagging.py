@@ -16,10 +16,11 @@ import numpy as np
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Tag
 from bert_jax.tasks import conll, plots, rows
-from bert_jax.tasks.base import Feature, Source, write_whole
+from bert_jax.tasks.base import Feature, Source
 from bert_jax.tasks.conll import Sentence
 
 _Unit = tuple[int, int, int]  # place of a piece; first word and end of the words that it tags

@@ -1,0 +1,95 @@
+"""Several processes that act as one: they start together, stop together, and one of them writes.
+
+On a TPU slice or pod, under Slurm, Open MPI or Kubernetes, JAX finds the others by itself;
+`launch/local_pod.sh` names them in the environment.
+"""
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from bert_jax.errors import UserError
+
+# A process that is silent for so long is taken for dead, and the others stop. Below JAX's 100 s.
+_HEARTBEAT_SECONDS = 60
+
+
+def initialize() -> None:
+    """Joins the other processes of the run, if there are any; before anything else of JAX.
+
+    Raises: UserError: they did not all arrive.
+    """
+    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    try:
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None,
+            process_id=int(index) if index else None,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise
+        # Nothing says that there are others.
+    except OSError as error:
+        print(f"no other processes: the TPU's metadata server is away ({error})", file=sys.stderr)
+    except RuntimeError as error:
+        if not count and "must be called before" in str(error):
+            return  # called from Python, by a program that has used JAX already
+        raise UserError(
+            f"the processes of this run did not find one another ({str(error).splitlines()[0]}); "
+            "start the same command on every host of the slice"
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """A line to stderr, from the main process."""
+    if is_main():
+        print(text, file=sys.stderr)
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def lost_a_process(error: Exception) -> bool:
+    """Whether an error of JAX means that another process of the run is gone."""
+    message = str(error).lower()
+    signs = ("gloo", "connection", "heartbeat", "coordination", "unavailable", "deadline_exceeded")
+    return jax.process_count() > 1 and any(sign in message for sign in signs)
+
+
+class StopRequest:
+    """A SIGTERM to any process, seen by all of them after the same step."""
+
+    def __init__(self) -> None:
+        self._received = False
+        self._before: Any = None
+        alone = jax.process_count() == 1  # else JAX's own handler passes the signal on
+        if alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._receive)
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop after this step; to be asked after every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+    def close(self) -> None:
+        """SIGTERM ends the process again, as before."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _receive(self, *_: Any) -> None:
+        self._received = True

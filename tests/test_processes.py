@@ -1,0 +1,206 @@
+"""Real processes that act as one: the data of one, stopped by a signal, killed, and moved.
+
+Dropout is on. Each run is `launch/local_pod.sh`, with gloo between the processes.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_corpus
+
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.errors import RESTART_CODE
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 24
+SETTINGS = {
+    "steps": STEPS, "log_every": 1, "eval_every": 12, "checkpoint_every": 6,
+    "keep_checkpoints": 9, "log_instances": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Shared by the runs: what one compiled, the others take."""
+    bin_folder = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
+def command(corpus: Path, workdir: Path, **changes) -> list[str]:
+    flags = tiny_corpus.flags(corpus, workdir, "size=tiny", **SETTINGS, **changes)
+    return [sys.executable, "-m", "bert_jax.main", *tiny_corpus.words(flags)]
+
+
+def start(environment, processes: int, devices: int, words: list[str], log: Path):
+    """The launcher, with everything that is said going to `log`."""
+    launcher = ["bash", "launch/local_pod.sh", str(processes), str(devices), "--", *words]
+    return subprocess.Popen(
+        launcher, cwd=ROOT, env=environment, stdout=log.open("a"), stderr=subprocess.STDOUT
+    )
+
+
+def finish(launcher: subprocess.Popen, log: Path) -> None:
+    assert launcher.wait(timeout=400) == 0, log.read_text()[-3000:]
+
+
+def children(launcher: subprocess.Popen) -> list[int]:
+    """Process ids in the order of their start, that is of their index."""
+    path = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return sorted(int(pid) for pid in path.read_text().split())
+
+
+def wait_for_step(workdir: Path, step: int, launcher: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not any(line["step"] >= step for line in metrics(workdir)):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """The complete lines of metrics.jsonl, without their times."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+
+def instances(workdir: Path, processes: int) -> dict[int, list]:
+    """(pass, index) of the instances of each step, the processes' rows one after another."""
+    parts = []
+    for index in range(processes):
+        lines = (workdir / f"instances-{index}.jsonl").read_text().splitlines()
+        parts.append({line["step"]: line["instances"] for line in map(json.loads, lines)})
+    assert all(part.keys() == parts[0].keys() for part in parts)
+    return {step: [i for part in parts for i in part[step]] for step in parts[0]}
+
+
+def final_bits(workdir: Path, corpus) -> dict[str, bytes]:
+    config = tiny_corpus.small_config(**SETTINGS)
+    trainer, _ = tiny_corpus.make_trainer(config, corpus)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step, state = checkpoints.restore(trainer.abstract_state)
+    checkpoints.close()
+    assert step == STEPS
+    leaves = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(environment, corpus_path, tmp_path_factory) -> Path:
+    """Work directory of a run of 2 processes with 4 devices each."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    workdir, log = folder / "run", folder / "log"
+    finish(start(environment, 2, 4, command(corpus_path, workdir), log), log)
+    return workdir
+
+
+def assert_same_losses(workdir: Path, expected: Path) -> None:
+    ours, theirs = metrics(workdir), metrics(expected)
+    assert [(x["step"], x["split"]) for x in ours] == [(x["step"], x["split"]) for x in theirs]
+    for line, other in zip(ours, theirs, strict=True):
+        for name in line.keys() - {"step", "split"}:
+            scale = 1e-5 * max(1.0, abs(other[name]))
+            assert line[name] == pytest.approx(other[name], abs=scale), (line["step"], name)
+
+
+def test_two_processes_are_one(undisturbed, environment, corpus_path, tmp_path):
+    """The order of the data bitwise, the losses to rounding; one process writes."""
+    alone = {**environment, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    words = command(corpus_path, tmp_path / "run")
+    subprocess.run(words, cwd=ROOT, env=alone, check=True, capture_output=True)
+    assert_same_losses(undisturbed, tmp_path / "run")
+    ours = instances(undisturbed, 2)
+    assert sorted(ours) == list(range(STEPS))
+    assert ours == instances(tmp_path / "run", 1)
+    assert json.loads((undisturbed / "report.json").read_text())["devices"] == "8 x cpu"
+    assert len(list((undisturbed / "events").iterdir())) == 1
+
+
+def test_a_sigterm_to_one_stops_all_at_the_same_step(
+    undisturbed, environment, corpus, corpus_path, tmp_path
+):
+    """All save and exit with the restart code; started again, the run ends with the same bits."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    launcher = start(environment, 2, 4, command(corpus_path, workdir), log)
+    wait_for_step(workdir, 7, launcher)
+    begin = time.monotonic()
+    os.kill(children(launcher)[1], signal.SIGTERM)
+    while "starting again" not in log.read_text():
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    seconds = time.monotonic() - begin
+    finish(launcher, log)
+    text = log.read_text()
+    stops = re.findall(r"stopped and saved at step (\d+)", text)
+    assert len(stops) == 2 and len(set(stops)) == 1, text[-3000:]
+    assert 7 <= int(stops[0]) < STEPS
+    assert text.count(f"ended with code {RESTART_CODE}") == 2
+    assert f"from step {stops[0]}" in text
+    print(f"\nSIGTERM: saved at step {stops[0]}, all gone after {seconds:.1f} s")
+    assert metrics(workdir) == metrics(undisturbed)
+    assert final_bits(workdir, corpus) == final_bits(undisturbed, corpus)
+    starts = [json.loads(line) for line in (workdir / "goodput.jsonl").read_text().splitlines()]
+    assert {(line["start"], line["from_step"]) for line in starts} == {(0, 0), (1, int(stops[0]))}
+
+
+def test_a_sigkill_of_one_stops_the_others(environment, corpus_path, tmp_path):
+    """With a line that says why, instead of hanging; and the run goes on from its checkpoint."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    words = command(corpus_path, workdir, batch_size=12)
+    launcher = start(environment, 3, 1, words, log)
+    wait_for_step(workdir, 8, launcher)
+    begin = time.monotonic()
+    os.kill(children(launcher)[2], signal.SIGKILL)
+    while "starting again" not in log.read_text():
+        assert launcher.poll() is None
+        assert time.monotonic() - begin < 120, log.read_text()[-3000:]
+        time.sleep(0.05)
+    print(f"\nSIGKILL of one of three: the others gone after {time.monotonic() - begin:.1f} s")
+    text = log.read_text()
+    assert text.count("another process of this run is gone") == 2, text[-3000:]
+    finish(launcher, log)
+    assert "from step 6" in log.read_text()
+    assert json.loads((workdir / "report.json").read_text())["steps"] == STEPS
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (4, 1), (1, 1)])
+def test_a_run_goes_on_with_other_processes_and_devices(
+    undisturbed, environment, corpus_path, tmp_path, processes, devices
+):
+    """Saved on 2 x 4: the same instances, and the losses of the run that stayed."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(undisturbed, workdir)
+    for step in (12, 18, 24):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    for path in [*workdir.glob("instances-*"), workdir / "report.json"]:
+        path.unlink()
+    finish(start(environment, processes, devices, command(corpus_path, workdir), log), log)
+    assert "from step 6" in log.read_text()
+    assert_same_losses(workdir, undisturbed)
+    expected = instances(undisturbed, 2)
+    assert instances(workdir, processes) == {step: expected[step] for step in range(6, STEPS)}
+
+
+def test_a_process_that_cannot_begin_takes_the_others_with_it(environment, corpus_path, tmp_path):
+    """A mistake of everybody's: one line each, exit code 2, no restart, nothing written."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    words = command(corpus_path, workdir, batch_size=13)
+    launcher = start(environment, 2, 1, words, log)
+    assert launcher.wait(timeout=120) == 2
+    assert log.read_text().count("error: batch_size=13 must divide") >= 1
+    assert "starting again" not in log.read_text() and not workdir.exists()

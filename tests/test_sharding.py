@@ -1,0 +1,127 @@
+"""What moves between devices: parameters and gradients, and no activations where none should.
+
+Activations are made larger than any parameter, so a collective that moves them is seen by its size.
+"""
+
+import collections
+import math
+
+import jax
+import numpy as np
+import pytest
+from tiny_corpus import make_trainer, small_config
+
+from bert_jax import sharding
+from bert_jax.errors import UserError
+from bert_jax.program import read_program
+
+ROWS, LENGTH, WIDTH, LAYERS = 64, 32, 32, 2
+ACTIVATION = 4 * ROWS * LENGTH * WIDTH  # bytes of one [B, S, D]
+AUTO = (jax.sharding.AxisType.Auto,) * 3
+
+
+def mesh_of(*shape: int) -> jax.sharding.Mesh:
+    devices = jax.devices()[: math.prod(shape)]
+    return jax.make_mesh(shape, sharding.MESH_AXES, axis_types=AUTO, devices=devices)
+
+
+def compiled(corpus, *shape: int):
+    """(trainer, collectives of its step) on a mesh of this shape."""
+    config = small_config(
+        batch_size=ROWS, seq_length=LENGTH, model__width=WIDTH, model__heads=8,
+        model__layers=LAYERS,
+    )  # fmt: skip
+    trainer, phases = make_trainer(config, corpus, mesh_of(*shape))
+    batch = trainer.put(next(phases[0].batches(0, 1)))
+    program = trainer.step.lower(trainer.abstract_state, batch).compile()
+    return trainer, read_program(program.as_text()).collectives
+
+
+def by_kind(collectives) -> dict[str, int]:
+    """Bytes of each kind in a step."""
+    total: collections.Counter[str] = collections.Counter()
+    for one in collectives:
+        total[one.kind] += one.times * one.bytes
+    return dict(total)
+
+
+def parameter_bytes(trainer, sharded_over: str | None = None) -> int:
+    """Of all parameters, or of those sharded over a mesh axis."""
+    leaves = jax.tree.leaves(trainer.abstract_state["params"])
+    chosen = [x for x in leaves if sharded_over is None or sharded_over in x.sharding.spec]
+    return sum(4 * x.size for x in chosen)
+
+
+def tables(trainer):
+    """Shapes of the token and position embeddings."""
+    embeddings = trainer.abstract_state["params"]["encoder"]["embeddings"]
+    return embeddings["token"], embeddings["position"]
+
+
+def test_data_parallel_moves_the_gradients_once(corpus):
+    trainer, collectives = compiled(corpus, 8, 1, 1)
+    moved = by_kind(collectives)
+    print(f"\ndata 8: {moved}, parameters {parameter_bytes(trainer)}")
+    assert moved.keys() == {"all-reduce"}
+    # The table's gradient comes in two parts (input and output embeddings), the positions' only as
+    # far as a sequence goes; besides, losses and counts.
+    table, positions = tables(trainer)
+    unused = 4 * WIDTH * (positions.shape[0] - LENGTH)
+    expected = parameter_bytes(trainer) + 4 * table.size - unused
+    assert 0 <= moved["all-reduce"] - expected < 100
+
+
+def test_fsdp_gathers_parameters_and_no_activations(corpus):
+    trainer, collectives = compiled(corpus, 1, 8, 1)
+    moved = by_kind(collectives)
+    sharded = parameter_bytes(trainer, "fsdp")
+    print(f"\nfsdp 8: {moved}, parameters {parameter_bytes(trainer)}, sharded {sharded}")
+    assert moved.keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+    # Each once or, where the backward pass gathers again, twice.
+    assert sharded <= moved["all-gather"] <= 2 * sharded
+    largest = max(x.size for x in jax.tree.leaves(trainer.abstract_state["params"]))
+    gathered = [one.bytes for one in collectives if one.kind == "all-gather"]
+    assert 2 * 4 * largest < ACTIVATION and max(gathered) <= 4 * largest
+    reduced = moved["all-reduce"] + moved.get("reduce-scatter", 0)
+    assert reduced <= parameter_bytes(trainer) + 4 * tables(trainer)[0].size + 1000
+
+
+def test_tensor_parallel_reduces_a_few_activations_a_layer(corpus):
+    """After attention and feed-forward, forward and backward (Megatron-LM, arXiv 1909.08053).
+
+    That would be four a layer and one for the split vocabulary; two more where the compiler sums
+    the parts of query, key and value apart.
+    """
+    trainer, collectives = compiled(corpus, 1, 1, 4)
+    moved = by_kind(collectives)
+    print(f"\ntensor 4: {moved}, one activation {ACTIVATION}")
+    assert tables(trainer)[0].sharding.spec == ("tensor", "fsdp")  # the vocabulary is split
+    assert moved.keys() == {"all-reduce", "all-gather"}
+    # Of the logits no more is gathered than each part's largest, and its place.
+    slots = trainer.objective.masking.slots(LENGTH)
+    assert moved["all-gather"] <= ROWS * slots * 4 * (4 + 4)
+    count = sum(one.times * (one.bytes // ACTIVATION) for one in collectives)
+    assert 4 * LAYERS + 1 <= count <= 6 * LAYERS + 1
+
+
+def test_a_mixed_mesh_moves_no_logits(corpus):
+    trainer, collectives = compiled(corpus, 2, 2, 2)
+    print(f"\n2 x 2 x 2: {by_kind(collectives)}")
+    slots = trainer.objective.masking.slots(LENGTH)
+    logits = 4 * (ROWS // 4) * slots * trainer.objective.encoder.vocab_size  # of a device's rows
+    gathered = [c.bytes for c in collectives if c.kind in ("all-gather", "all-to-all")]
+    assert max(gathered) < min(logits, ACTIVATION // 4)
+
+
+def test_rows_of_a_process_are_those_on_its_devices():
+    assert sharding.local_rows(mesh_of(4, 2, 1), 16).tolist() == list(range(16))
+    with pytest.raises(UserError, match=r"batch_size=12 must divide by .* the 8 devices"):
+        sharding.local_rows(mesh_of(4, 2, 1), 12)
+
+
+def test_rows_and_whole_batches_become_the_same_array():
+    mesh = mesh_of(2, 2, 2)
+    rows = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3)}
+    made = sharding.to_global(mesh, rows, 8)["tokens"]
+    assert made.sharding == sharding.batch_sharding(mesh)
+    np.testing.assert_array_equal(sharding.to_host(made), rows["tokens"])
