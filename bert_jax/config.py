@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -22,6 +22,7 @@ SIZES = {
 }
 _LEAST = {  # whole numbers
     "steps": 1, "batch_size": 1, "accumulation": 1, "seq_length": 1, "short_phase.seq_length": 1,
+    "short_phase.batch_size": 0, "short_phase.learning_rate": 0, "short_phase.warmup_steps": 0,
     "log_every": 1, "checkpoint_every": 1, "eval_instances": 1,
     "keep_checkpoints": 1, "workers": 0, "warmup_steps": 0,
     "model.layers": 1, "model.width": 1, "model.heads": 1, "model.head_width": 0,
@@ -116,11 +117,24 @@ def _check_pretraining(config: Any) -> None:
         )
 
 
-def stretches(config: Any) -> list[tuple[int, int, int]]:
-    """(first step, last step + 1, sequence length) of one phase, or of two (paper, A.2)."""
-    switch = round(config.steps * config.short_phase.share)
-    plan = [(0, switch, config.short_phase.seq_length), (switch, config.steps, config.seq_length)]
-    return [part for part in plan if part[0] < part[1]]
+class Stretch(NamedTuple):
+    """Steps start .. stop - 1 of a pre-training run."""
+
+    start: int
+    stop: int
+    seq_length: int
+    batch_size: int
+
+
+def stretches(config: Any) -> list[Stretch]:
+    """One phase, or a short one and a long one (paper, A.2)."""
+    short = config.short_phase
+    switch = round(config.steps * short.share)
+    plan = [
+        Stretch(0, switch, short.seq_length, short.batch_size or config.batch_size),
+        Stretch(switch, config.steps, config.seq_length, config.batch_size),
+    ]
+    return [part for part in plan if part.start < part.stop]
 
 
 def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:

@@ -96,7 +96,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
 
     def predictions(params: Any, examples: Sequence[Any], features: Sequence[Feature]) -> list[Any]:
         outputs = run_features(
-            lambda batch: sharding.to_host(predict(params, trainer.put(batch))),
+            lambda batch: sharding.to_host(predict(params, trainer.put(batch, config.batch_size))),
             features, config.batch_size, tokenizer.pad_id, longest,
         )  # fmt: skip
         return task.decode(examples, features, outputs)
@@ -240,7 +240,7 @@ def build_phase(
         *rows, width = batch["tokens"].shape
         return model_flops(encoder, int(np.prod(rows)), width, 0)
 
-    return train.Phase(0, steps, config.max_length, flops, batches, lambda: ())
+    return train.Phase(0, steps, config.max_length, config.batch_size, flops, batches, lambda: ())
 
 
 def initial_params(

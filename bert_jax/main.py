@@ -21,7 +21,7 @@ import numpy as np
 from bert_jax import distributed, errors, sharding, train
 from bert_jax.checkpoint import has_checkpoint
 from bert_jax.command_line import CONFIG, WORKDIR
-from bert_jax.config import check_ranges, encoder_config, stretches
+from bert_jax.config import Stretch, check_ranges, encoder_config, stretches
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Batch, Instances
 from bert_jax.data.loader import eval_batches, logged, train_batches
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     state, held_out = train.run(trainer, phases, schedule, workdir, initial)
     params = sharding.to_host(state["params"])
     if distributed.is_main():
-        batches = held_out_batches(config, corpus, phases[-1].seq_length)
+        batches = held_out_batches(config, corpus, config.seq_length, config.batch_size)
         write_report(workdir, corpus, objective, params, config.steps, held_out, batches)
 
 
@@ -104,38 +104,39 @@ def build_phases(
     config: Any, corpus: Corpus, objective: MaskedLM, mesh: jax.sharding.Mesh
 ) -> list[train.Phase]:
     """One phase, or a short one and a long one (paper, A.2)."""
-    rows = sharding.local_rows(mesh, config.batch_size)
-    return [_phase(config, corpus, objective, rows, *part) for part in stretches(config)]
+    return [_phase(config, corpus, objective, mesh, part) for part in stretches(config)]
 
 
 def _phase(
-    config: Any, corpus: Corpus, objective: MaskedLM, rows: np.ndarray, start: int, stop: int,
-    seq_length: int,
-) -> train.Phase:  # fmt: skip
-    size = config.batch_size
+    config: Any, corpus: Corpus, objective: MaskedLM, mesh: jax.sharding.Mesh, part: Stretch
+) -> train.Phase:
+    size, seq_length = part.batch_size, part.seq_length
+    sharding.check_batch(mesh, size, config.accumulation)
+    rows = sharding.local_rows(mesh, size)
     instances = _instances(
         config, corpus, "train", seq_length,
         seed=config.seed, dupe_factor=config.masking.dupe_factor or None,
     )  # fmt: skip
     flops = model_flops(objective.encoder, size, seq_length, objective.masking.slots(seq_length))
     return train.Phase(
-        start=start,
-        stop=stop,
+        start=part.start,
+        stop=part.stop,
         seq_length=seq_length,
+        batch_size=size,
         flops=lambda _: flops,
         batches=functools.partial(
             train_batches, instances, size, workers=config.workers, rows=rows
         ),
-        evaluation=functools.partial(held_out_batches, config, corpus, seq_length, rows),
+        evaluation=functools.partial(held_out_batches, config, corpus, seq_length, size, rows),
     )
 
 
 def held_out_batches(
-    config: Any, corpus: Corpus, seq_length: int, rows: np.ndarray | None = None
+    config: Any, corpus: Corpus, seq_length: int, batch_size: int, rows: np.ndarray | None = None
 ) -> list[Batch]:
     """The held-out set, the same for every run on this corpus; rows: of each batch, None: all."""
     instances = _instances(config, corpus, "held_out", seq_length, seed=0)
-    return eval_batches(instances, config.batch_size, config.eval_instances, rows)
+    return eval_batches(instances, batch_size, config.eval_instances, rows)
 
 
 def _instances(

@@ -76,6 +76,24 @@ def learning_rate(
     return schedule
 
 
+def schedule(config: Any, steps: int) -> optax.Schedule:
+    """The learning rate of a run; with `short_phase.learning_rate`, anew in the second phase.
+
+    config: learning_rate, warmup_steps, optimizer.decay_from[, short_phase].
+    """
+    decay_from = config.optimizer.decay_from
+    peak, warmup_steps, switch = 0.0, 0.0, 0
+    if "short_phase" in config:
+        short = config.short_phase
+        peak, warmup_steps, share = short.learning_rate, short.warmup_steps, short.share
+        switch = round(steps * share) if peak else 0
+    last = learning_rate(config.learning_rate, steps - switch, config.warmup_steps, decay_from)
+    if not 0 < switch < steps:
+        return last
+    first = learning_rate(peak, switch, warmup_steps, decay_from)
+    return optax.join_schedules([first, last], [switch])
+
+
 def optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decoupled weight decay, [LAMB's trust ratio,] learning rate.
 

@@ -97,9 +97,10 @@ def stand_in_tokenizer(vocab_size: int) -> Any:
 
 def plan(config: Any, objective: MaskedLM, target: tpu.Slice) -> Plan:
     """The config as it is, each phase with its sequence length."""
-    phases = [
-        {"start": start, "stop": stop, **compile_step(config, objective, target, seq_length)}
-        for start, stop, seq_length in stretches(config)
+    phases: list[Plan] = [
+        {"start": part.start, "stop": part.stop}
+        | compile_step(config, objective, target, part.seq_length, part.batch_size)
+        for part in stretches(config)
     ]
     result = _described(config, target) | {
         "fits": all(phase["fits"] for phase in phases),
@@ -125,10 +126,12 @@ def _described(config: Any, target: tpu.Slice) -> Plan:
     }
 
 
-def compile_step(config: Any, objective: MaskedLM, target: tpu.Slice, seq_length: int) -> Plan:
-    """Compiles the trainer's step for batches of a sequence length."""
+def compile_step(
+    config: Any, objective: MaskedLM, target: tpu.Slice, seq_length: int, batch_size: int
+) -> Plan:
+    """Compiles the trainer's step for global batches of this shape."""
     mesh = sharding.make_mesh(config.mesh, target.devices)
-    batch = abstract_batch(mesh, config.batch_size, seq_length, config.nsp)
+    batch = abstract_batch(mesh, batch_size, seq_length, config.nsp)
     example = {n: np.zeros((config.accumulation, *x.shape[1:]), x.dtype) for n, x in batch.items()}
     trainer = train.build_trainer(config, mesh, config.steps, objective, example)
     state = trainer.abstract_state
@@ -138,21 +141,21 @@ def compile_step(config: Any, objective: MaskedLM, target: tpu.Slice, seq_length
         "batch": device_bytes(batch),
     }
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.batch_size // config.accumulation // shards
+    rows = batch_size // config.accumulation // shards
     remat = ", rematerialised" if objective.encoder.remat else ""
     print(f"compiling: {rows:,} rows of {seq_length} a device{remat} ...", file=sys.stderr)
     lowered = trainer.step.lower(state, batch)
     begin = time.perf_counter()
     compiled = _compile(lowered)
     flops = model_flops(
-        objective.encoder, config.batch_size, seq_length, objective.masking.slots(seq_length)
+        objective.encoder, batch_size, seq_length, objective.masking.slots(seq_length)
     )
     result: Plan = {
         "seq_length": seq_length,
         "rows": rows,  # of a device, at a time
         "compile_seconds": time.perf_counter() - begin,
         "model_flops": flops,  # of a step, all devices
-        "model_flops_per_token": flops / (config.batch_size * seq_length),
+        "model_flops_per_token": flops / (batch_size * seq_length),
     }
     if isinstance(compiled, tuple):
         return result | {"fits": False, "memory": _memory(known, *compiled)}
@@ -166,7 +169,7 @@ def compile_step(config: Any, objective: MaskedLM, target: tpu.Slice, seq_length
         + known["program"]
     )
     program = read_program(compiled.as_text())
-    tokens = config.batch_size * seq_length
+    tokens = batch_size * seq_length
     return result | {
         "fits": needed <= target.chip.memory,
         "memory": _memory(known, needed, target.chip.memory),
@@ -283,16 +286,18 @@ def search(config: Any, objective: MaskedLM, target: tpu.Slice) -> Plan:
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     sharding.check_batch(mesh, config.batch_size, config.accumulation)
     wanted = config.batch_size // config.accumulation // shards
-    seq_length = max(length for _, _, length in stretches(config))
+    seq_length = max(part.seq_length for part in stretches(config))
     tries: list[Plan] = []
 
     def measure(remat: bool, rows: int) -> Plan:
         trial = config.copy_and_resolve_references()
-        trial.batch_size, trial.accumulation = rows * shards, 1
+        trial.accumulation = 1
         changed = dataclasses.replace(
             objective, encoder=dataclasses.replace(objective.encoder, remat=remat)
         )
-        tries.append({"remat": remat, **compile_step(trial, changed, target, seq_length)})
+        tries.append(
+            {"remat": remat, **compile_step(trial, changed, target, seq_length, rows * shards)}
+        )
         return tries[-1]
 
     most = {

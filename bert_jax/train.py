@@ -40,6 +40,7 @@ class Phase:
     start: int
     stop: int
     seq_length: int  # of the batches, or the most it may be
+    batch_size: int  # rows, of all processes together
     flops: Callable[[Batch], float]  # of the model in one step, forward and backward, analytic
     batches: Callable[[int, int], Iterator[Mapping[str, np.ndarray]]]  # (from step, to step)
     evaluation: Callable[[], Iterable[Mapping[str, np.ndarray]]]  # the held-out set
@@ -68,16 +69,11 @@ class Trainer:
         mesh: jax.sharding.Mesh,
         example: Mapping[str, np.ndarray],
         seed: int,
-        batch_size: int,
         accumulation: int = 1,
     ):
-        """example: rows of a batch, for their shapes. batch_size: rows of all processes together.
-
-        accumulation: micro-batches a step.
-        """
+        """example: rows of a batch, for their shapes. accumulation: micro-batches a step."""
         self.objective, self.transform, self.learning_rate = objective, transform, learning_rate
-        self.mesh, self.seed = mesh, seed
-        self.batch_size, self.accumulation = batch_size, accumulation
+        self.mesh, self.seed, self.accumulation = mesh, seed, accumulation
         self._example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
         boxed = jax.eval_shape(self._init)
         self._shardings = sharding.tree_shardings(mesh, boxed)
@@ -109,9 +105,9 @@ class Trainer:
         """The function compiled for this mesh."""
         return jax.jit(sharding.on_mesh(self.mesh, function))
 
-    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """This process's rows, or all rows on every process -> global arrays on the mesh."""
-        return sharding.to_global(self.mesh, dict(batch), self.batch_size)
+    def put(self, batch: Mapping[str, np.ndarray], batch_size: int) -> Batch:
+        """This process's rows, or on every process all batch_size -> global arrays on the mesh."""
+        return sharding.to_global(self.mesh, dict(batch), batch_size)
 
     def _init(self) -> State:
         example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._example)
@@ -194,19 +190,14 @@ def build_trainer(
     frozen: top-level parts of the parameters that stay as they are.
     """
     sharding.check_batch(mesh, config.batch_size, config.accumulation)
-    rate = optim.learning_rate(
-        config.learning_rate, steps, config.warmup_steps, config.optimizer.decay_from
-    )
+    rate = optim.schedule(config, steps)
     transform = optim.optimizer(config.optimizer, rate)
     if frozen:
         transform = optax.multi_transform(
             {"trained": transform, "frozen": optax.set_to_zero()},
             lambda params: {n: "frozen" if n in frozen else "trained" for n in params},
         )
-    return Trainer(
-        objective, transform, rate, mesh, example, config.seed, config.batch_size,
-        config.accumulation,
-    )  # fmt: skip
+    return Trainer(objective, transform, rate, mesh, example, config.seed, config.accumulation)
 
 
 def run(
@@ -292,7 +283,7 @@ def held_out_means(trainer: Trainer, params: Any, phase: Phase) -> dict[str, flo
     """The objective's metrics over the phase's held-out set."""
     total: dict[str, Mean] | None = None
     for batch in phase.evaluation():
-        means = trainer.evaluate_batch(params, trainer.put(batch))
+        means = trainer.evaluate_batch(params, trainer.put(batch, phase.batch_size))
         total = means if total is None else {n: total[n] + mean for n, mean in means.items()}
     return metrics_lib.values(total or {})
 
@@ -304,7 +295,8 @@ def _device_batches(
     for phase in phases:
         if step >= phase.stop:
             continue
-        batches = map(trainer.put, phase.batches(max(step, phase.start), phase.stop))
+        rows = phase.batches(max(step, phase.start), phase.stop)
+        batches = (trainer.put(batch, phase.batch_size) for batch in rows)
         ahead = list(itertools.islice(batches, 2))
         while ahead:
             yield phase, ahead.pop(0)

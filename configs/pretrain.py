@@ -11,9 +11,13 @@ Arguments (after the colon):
           step 0, dropout. BERT-Base, batch 256: 1 M steps, 4 days on 4 Cloud TPUs (paper, A.2).
           modern: bias correction, decay from the end of warm-up, fewer steps at a higher rate.
           laptop: `modern` sized for an hour or so on two CPU cores, without dropout.
+          lamb: large batches (arXiv 1904.00962): with size=large,seq=512,phases=true 64k sequences
+          of 128 tokens, then 32k of 512, in 8,601 steps. Rates and warm-ups as in NVIDIA's
+          DeepLearningExamples; the decay is linear here, a square root there.
           quickstart: what launch/quickstart.sh trains in five minutes, with size=tiny,seq=64.
   nsp     true (default): sentence pairs and the NSP loss; false: contiguous text, MLM alone.
-  phases  true: the paper's two phases, 128 tokens for 90% of the steps, then `seq` (say 512).
+  phases  true: the paper's two phases, 128 tokens for 90% of the steps (lamb: 82%), then `seq`
+          (say 512).
 
 Acceptance figure for BERT-Base on English: held-out perplexity about 4.0, NSP accuracy 97-98%.
 """
@@ -40,6 +44,19 @@ PRESETS["modern"] = PRESETS["paper"] | {
     "warmup_steps": 0.05,
     "bias_correction": True,
     "decay_from": "warmup",
+}
+PRESETS["lamb"] = PRESETS["modern"] | {
+    "steps": 7038 + 1563,
+    "batch_size": 32_768,
+    "learning_rate": 4e-3,
+    "warmup_steps": 0.128,
+    "optimizer": "lamb",
+    "short_phase": {
+        "share": 7038 / (7038 + 1563),
+        "batch_size": 65_536,
+        "learning_rate": 6e-3,
+        "warmup_steps": 0.2843,
+    },
 }
 # Narrow layers start from a wider distribution: at 0.02 their attention is all but uniform, and
 # stays so for long. They also need the longer warm-up.
@@ -77,12 +94,18 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.seq_length = a.seq  # tokens, with [CLS] and [SEP]
     config.short_phase = section()
     config.short_phase.seq_length = 128  # of the first phase
-    config.short_phase.share = 0.9 if a.phases else 0.0  # of the steps; 0: one phase only
+    short = preset.get("short_phase", {})
+    # of the steps; 0: one phase only
+    config.short_phase.share = short.get("share", 0.9) if a.phases else 0.0
+    config.short_phase.batch_size = short.get("batch_size", 0)  # 0: as the second phase
+    # at the peak of a schedule of its own, after which the second starts anew; 0: one schedule
+    config.short_phase.learning_rate = short.get("learning_rate", 0.0)
+    config.short_phase.warmup_steps = short.get("warmup_steps", 0.0)  # of that schedule
 
     config.learning_rate = preset["learning_rate"]  # at its peak
     config.warmup_steps = float(preset["warmup_steps"])  # below 1: a share of the steps
     config.optimizer = section()
-    config.optimizer.name = "adamw"  # or lamb
+    config.optimizer.name = preset.get("optimizer", "adamw")  # adamw or lamb
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.999
     config.optimizer.epsilon = 1e-6

@@ -12,7 +12,7 @@ import tiny_corpus
 from ml_collections import ConfigDict
 
 from bert_jax import main, optim
-from bert_jax.config import SIZES, check_ranges, parse_arg
+from bert_jax.config import SIZES, check_ranges, parse_arg, stretches
 from bert_jax.errors import UserError
 from configs import pretrain
 
@@ -75,11 +75,25 @@ def test_every_preset_builds(preset, phases, corpus):
         objective = main.build_objective(config, corpus.tokenizer)
         plan = [(p.start, p.stop, p.seq_length)
                 for p in main.build_phases(config, corpus, objective, mesh)]  # fmt: skip
-        switch = round(0.9 * config.steps)
+        switch = 7038 if preset == "lamb" else round(0.9 * config.steps)
         both = [(0, switch, 128), (switch, config.steps, 256)]
         assert plan == (both if phases else [(0, config.steps, 256)])
         assert objective.nsp == nsp
         assert 1 <= config.checkpoint_every <= config.steps
+
+
+def test_lamb_preset_is_the_large_batch_recipe():
+    """64k sequences of 128 tokens, then 32k of 512, each with a schedule of its own."""
+    config = pretrain.get_config("size=large,seq=512,phases=true,preset=lamb")
+    assert stretches(config) == [(0, 7038, 128, 65_536), (7038, 8601, 512, 32_768)]
+    assert config.optimizer.name == "lamb"
+    rate = optim.schedule(config, config.steps)
+    warm = round(0.2843 * 7038), 7038 + round(0.128 * 1563)
+    assert rate(0) == 0 and rate(7038) == 0
+    assert float(rate(warm[0])) == pytest.approx(6e-3) and rate(warm[0] - 1) < 6e-3
+    assert float(rate(warm[1])) == pytest.approx(4e-3) and rate(warm[1] - 1) < 4e-3
+    assert float(rate(7037)) == pytest.approx(6e-3 / (7038 - warm[0]))
+    assert rate(8601) == 0
 
 
 def test_paper_preset_is_the_paper():
@@ -155,6 +169,9 @@ class Recorder:
         return value
 
     __getitem__ = __getattr__
+
+    def __contains__(self, name):
+        return name in self._config
 
     def to_dict(self):
         """Of `model`: as a whole into EncoderConfig, which takes no field it does not know."""

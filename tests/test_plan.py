@@ -342,7 +342,7 @@ def test_hours_are_those_of_the_whole_schedule(monkeypatch):
     monkeypatch.setattr(
         plan,
         "compile_step",
-        lambda config, objective, target, length: {
+        lambda config, objective, target, length, rows: {
             "fits": True,
             "estimate": {"step_seconds": seconds[length]},
         },
@@ -437,9 +437,9 @@ def test_search_says_what_to_do(monkeypatch, batch_size, cheapest, advice):
     objective = main.build_objective(config, plan.stand_in_tokenizer(100))
     limits = {False: 20, True: 70}  # rows of a device
 
-    def compile_step(config, objective, target, seq_length):
+    def compile_step(config, objective, target, seq_length, batch_size):
         assert (seq_length, config.accumulation) == (512, 1)  # the longest needs the most memory
-        rows, limit = config.batch_size // 8, limits[objective.encoder.remat]
+        rows, limit = batch_size // 8, limits[objective.encoder.remat]
         memory = {"parameters": 1, "optimizer": 2, "needed": 3 + rows, "available": 3 + limit}
         memory["free"] = limit - rows
         return {"rows": rows, "fits": rows <= limit, "memory": memory}

@@ -32,7 +32,7 @@ def compiled(corpus, *shape: int):
         model__layers=LAYERS,
     )  # fmt: skip
     trainer, phases = make_trainer(config, corpus, mesh_of(*shape))
-    batch = trainer.put(next(phases[0].batches(0, 1)))
+    batch = trainer.put(next(phases[0].batches(0, 1)), ROWS)
     program = trainer.step.lower(trainer.abstract_state, batch).compile()
     return trainer, read_program(program.as_text()).collectives
 

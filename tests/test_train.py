@@ -25,7 +25,7 @@ def steps(trainer, phases, stop: int, state=None):
     """The state after the first `stop` steps, on from `state`."""
     state = trainer.init() if state is None else state
     for batch in phases[0].batches(int(state["step"]), stop):
-        state, _ = trainer.step(state, trainer.put(batch))
+        state, _ = trainer.step(state, trainer.put(batch, phases[0].batch_size))
     return state
 
 
@@ -84,7 +84,7 @@ def test_accumulated_micro_batches_are_the_large_batch(corpus):
     predictions = [float(seen["weights"][piece::4].sum()) for piece in range(4)]
     assert len(set(predictions)) > 2, predictions
     assert max(predictions) > 3 * min(predictions)
-    one, other = (t.step(t.init(), t.put(batch))[0] for t in (trainer, pieces))
+    one, other = (t.step(t.init(), t.put(batch, config.batch_size))[0] for t in (trainer, pieces))
     assert difference(gradients(one), gradients(other)) < 1e-6
     assert difference(one["params"], other["params"]) < 1e-6
     for name, mean in one["window"].items():
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
     bad = tuple(batch["instance"][5].tolist())
     trainer = train.Trainer(
         Explosive(trainer.objective, bad), trainer.transform, trainer.learning_rate, trainer.mesh,
-        batch, config.seed, config.batch_size,
+        batch, config.seed,
     )  # fmt: skip
     with pytest.raises(UserError, match=r"not finite at step 7 \(last good checkpoint: 6\)") as e:
         train.run(trainer, phases, make_schedule(config), tmp_path)
@@ -270,6 +270,24 @@ def test_two_phases_change_the_shape_where_the_config_says(corpus):
     assert [(p.start, p.stop, p.seq_length) for p in phases] == [(0, 9, 16), (9, 12, 32)]
     shapes = [batch["tokens"].shape for p in phases for batch in p.batches(p.start, p.stop)]
     assert shapes == [(16, 16)] * 9 + [(16, 32)] * 3
+
+
+def test_a_short_phase_may_have_larger_batches(corpus):
+    config = small_config(
+        "size=tiny,phases=true", steps=4, short_phase__seq_length=16, short_phase__share=0.5,
+        short_phase__batch_size=24, short_phase__learning_rate=1e-2,
+    )  # fmt: skip
+    objective = main.build_objective(config, corpus.tokenizer)
+    first, second = main.build_phases(config, corpus, objective, mesh_of(8, 1, 1))
+    shapes = [b["tokens"].shape for p in (first, second) for b in p.batches(p.start, p.stop)]
+    assert shapes == [(24, 16)] * 2 + [(16, 32)] * 2
+    ids = [i for batch in first.batches(0, 2) for i in batch["instance"].tolist()]
+    assert len({tuple(i) for i in ids}) == 48  # each instance once
+    trainer, _ = make_trainer(config, corpus, mesh_of(8, 1, 1))
+    assert trainer.put(next(first.batches(0, 1)), 24)["tokens"].shape == (24, 16)
+    with pytest.raises(UserError, match="batch_size=12 must divide"):
+        config.short_phase.batch_size = 12
+        main.build_phases(config, corpus, objective, mesh_of(8, 1, 1))
 
 
 def test_phases_of_the_paper():

@@ -186,9 +186,8 @@ def make_trainer(
         transform = optim.optimizer(config.optimizer, rate)
         example = next(phases[0].batches(0, 1))
         _TRAINERS[key] = train.Trainer(
-            objective, transform, rate, mesh, example, config.seed, config.batch_size,
-            config.accumulation,
-        )  # fmt: skip
+            objective, transform, rate, mesh, example, config.seed, config.accumulation
+        )
     return _TRAINERS[key], phases
 
 
