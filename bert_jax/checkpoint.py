@@ -5,10 +5,11 @@ is never seen. Damage after that (a truncated or missing file) may surface as an
 wrong numbers; so every tree is stored with a fingerprint of its bits, checked when it is loaded.
 """
 
+import contextlib
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,32 @@ class Checkpoints:
         """
         metrics = None if score is None else {"score": score}
         tree = {"state": state, "fingerprint": fingerprint(state)}
-        self._orbax.save_async(step, tree, metrics=metrics)
+        with self._explained():
+            self._orbax.save_async(step, tree, metrics=metrics)
 
     def wait(self) -> None:
-        """Blocks until what was started is committed."""
-        self._orbax.wait()
+        """Blocks until what was started is committed.
+
+        Raises: UserError, as does the next `save`: it could not be.
+        """
+        with self._explained():
+            self._orbax.wait()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+            reason = str(error).strip().split("\n")[0][-200:]  # the cause comes last
+            raise UserError(
+                f"a checkpoint could not be written to {self._folder} ({reason}); those committed "
+                "before are kept: put that right, and the same command goes on from the newest"
+            ) from error
 
     def close(self) -> None:
-        self._orbax.close()
+        """Waits, and ends what runs behind. Raises: UserError, as `wait`."""
+        with self._explained():
+            self._orbax.close()
 
     @property
     def steps(self) -> list[int]:

@@ -23,13 +23,18 @@ class Stopped(Exception):
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs an entry's `main(argv)`; a `UserError` becomes one line on stderr and exit code 2.
 
+    So does an error of the operating system: a full disk, a file that is not there or not allowed.
     `Stopped`, and the loss of another process of the run, become one line and `RESTART_CODE`.
     """
-    logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not for users
+    # Progress of the libraries is not for users, and their errors reach us as exceptions.
+    logging.set_verbosity(logging.FATAL)
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
         _exit(f"error: {error}", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _exit(f"error: {where}{error.strerror or error}", 2)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(RESTART_CODE)

@@ -1,5 +1,6 @@
 """Metrics on their way to people: JSON lines, TensorBoard, and the speed of a run."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -72,15 +73,18 @@ class MetricsLog:
         if not self._writes:
             return
         line: dict[str, Any] = {"step": step, "split": split, **metrics, "time": dict(time)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:  # a full disk: it does not say of which file
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         for name, value in {**metrics, **time}.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        if self._writes:
-            self._file.close()
-            self._events.close()
+        for file in (self._file, self._events) if self._writes else ():
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                file.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -43,9 +43,6 @@ def main(argv: Sequence[str]) -> None:
     beam = Beam(_RUNNER.value, _BEAM_OPTIONS.value) if _RUNNER.value else None
     try:
         prepare(CONFIG.value, Path(_OUT.value), beam=beam)
-    except OSError as error:  # disk full, no permission
-        where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"{where}{error.strerror or error}") from error
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

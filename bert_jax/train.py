@@ -271,7 +271,8 @@ def run(
         with ledger.spending("checkpoints"):
             checkpoints.wait()
     finally:
-        ledger.write(step)
+        with contextlib.suppress(OSError):  # the error that led here says more
+            ledger.write(step)
         request.close()
         progress.close()
         log.close()

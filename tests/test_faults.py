@@ -1,0 +1,118 @@
+"""What goes wrong around a run: a full disk, a folder that vanishes, a clock that jumps.
+
+Each is one clear error, the checkpoints committed before are intact, and the run goes on from them.
+"""
+
+import contextlib
+import errno
+import io
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_corpus import make_schedule, make_trainer, small_config
+
+from bert_jax import train
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.errors import UserError
+from bert_jax.metrics import MetricsLog
+
+SETTINGS = {"steps": 24, "checkpoint_every": 4, "eval_every": 10, "log_every": 2}
+
+
+def run(corpus, workdir: Path, at_step_ten=lambda: None):
+    """Trains; something happens in the evaluation after step 10. Returns the final state."""
+    config = small_config(**SETTINGS)
+    trainer, phases = make_trainer(config, corpus)
+
+    def evaluate(params, phase):
+        at_step_ten()
+        return train.held_out_means(trainer, params, phase)
+
+    workdir.mkdir(exist_ok=True)
+    return train.run(trainer, phases, make_schedule(config), workdir, evaluate=evaluate)[0]
+
+
+def steps_of(workdir: Path) -> list[int]:
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    found = checkpoints.steps
+    checkpoints.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    return run(corpus, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def assert_same(state, expected):
+    for leaf, other in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(leaf).tobytes() == np.asarray(other).tobytes()
+
+
+def test_a_full_disk(corpus, undisturbed, tmp_path):
+    """Stands in for it: no file may grow beyond 50 kB, as for `ulimit -f`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+
+    message = r"could not be written to .*checkpoints \(.*too large.*\); those committed before"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), pytest.raises(UserError, match=message):
+            run(corpus, tmp_path / "run", fill_up)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert steps_of(tmp_path / "run") == [4]  # that of step 8 was under way
+    assert_same(run(corpus, tmp_path / "run"), undisturbed)
+
+
+def test_a_log_that_cannot_be_written_names_its_file(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+        with pytest.raises(OSError, match=r"too large: .*metrics\.jsonl"):
+            log.write(1, "train", {"loss": 1.0}, {"seconds": 1.0})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_work_directory_that_vanishes(corpus, tmp_path):
+    workdir = tmp_path / "run"
+
+    def vanish():
+        workdir.rename(tmp_path / "elsewhere")
+        workdir.touch()
+
+    with pytest.raises((UserError, OSError), match=r"Not a directory|could not be written"):
+        run(corpus, workdir, vanish)
+    assert workdir.read_bytes() == b""  # nothing was made in its place
+
+
+def test_a_clock_that_is_set_back(corpus, undisturbed, tmp_path, monkeypatch):
+    real = time.time
+    state = run(
+        corpus, tmp_path / "run", lambda: monkeypatch.setattr(time, "time", lambda: real() - 1e6)
+    )
+    assert_same(state, undisturbed)
+    assert steps_of(tmp_path / "run") == [20, 24]  # the newest by step, not by time
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_an_error_of_the_system_is_one_line(code):
+    program = (
+        "import os; from bert_jax import errors\n"
+        f"def main(argv): raise OSError({code}, os.strerror({code}), 'runs/a/metrics.jsonl')\n"
+        "errors.run(main)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: runs/a/metrics.jsonl: ")
+    assert found.stderr.count("\n") == 1
