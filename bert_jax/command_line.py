@@ -5,3 +5,4 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; see the README.")
+OUTPUT = flags.DEFINE_string("output", None, "File to write.")

@@ -26,6 +26,7 @@ from absl import flags
 from tqdm import tqdm
 
 from bert_jax import errors
+from bert_jax.command_line import OUTPUT
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference import Model, load
@@ -38,7 +39,6 @@ _LONGEST_TOKEN = 100
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, Hugging Face or TF1 folder.")
 _INPUT = flags.DEFINE_string("input", None, "Text file, a text a line.")
-_OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.")
 _LAYERS = flags.DEFINE_list("layers", "-1", "Hidden states: 0 (embeddings) .. L, or from -1 back.")
 _LEVEL = flags.DEFINE_enum("level", "pieces", LEVELS, "What has a vector.")
 _MAX_LENGTH = flags.DEFINE_integer(
@@ -49,13 +49,13 @@ _MAX_LENGTH = flags.DEFINE_integer(
 def main(argv: Sequence[str]) -> None:
     """The command."""
     del argv
-    if not (_CHECKPOINT.value and _INPUT.value and _OUTPUT.value):
+    if not (_CHECKPOINT.value and _INPUT.value and OUTPUT.value):
         raise UserError("give --checkpoint=FOLDER, --input=FILE and --output=FILE.npz")
     try:
         layers = [int(layer) for layer in _LAYERS.value]
     except ValueError:
         raise UserError(f"--layers={','.join(_LAYERS.value)} must be numbers: -1,-2") from None
-    texts, output = Path(_INPUT.value), Path(_OUTPUT.value)
+    texts, output = Path(_INPUT.value), Path(OUTPUT.value)
     shape = write_features(
         load(_CHECKPOINT.value), texts, output, layers, _LEVEL.value, _MAX_LENGTH.value
     )

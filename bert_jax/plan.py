@@ -39,7 +39,7 @@ import numpy as np
 from absl import flags
 
 from bert_jax import errors, sharding, tpu, train
-from bert_jax.command_line import CONFIG
+from bert_jax.command_line import CONFIG, OUTPUT
 from bert_jax.config import check_ranges, stretches
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
@@ -54,7 +54,6 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "A slice, in chips: v5e:16x16,
 _SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 30522, "Used where the config names no corpus.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 Plan = dict[str, Any]  # plain values; bytes and seconds, of one device where nothing else is said
 
@@ -79,8 +78,8 @@ def main(argv: Sequence[str]) -> None:
     objective = build_objective(config, tokenizer)
     find, as_text = (search, search_text) if _SEARCH.value else (plan, plan_text)
     result = find(config, objective, target)
-    if _OUTPUT.value:
-        write_whole(Path(_OUTPUT.value), json.dumps(result, indent=2) + "\n")
+    if OUTPUT.value:
+        write_whole(Path(OUTPUT.value), json.dumps(result, indent=2) + "\n")
     print(as_text(result))
 
 

@@ -498,7 +498,7 @@ def test_pretraining_starts_from_a_hugging_face_folder(corpus, run, tmp_path, ca
     assert same(plain(params), plain(model.params))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     assert set(start(tmp_path / "hf", "size=tiny,nsp=false")) == {"encoder", "mlm_head"}
-    assert "init_from: nsp_head is not used" in capsys.readouterr().out
+    assert "init_from: nsp_head is not used" in capsys.readouterr().err
 
     with pytest.raises(UserError, match=r"has gelu as its model.activation"):
         start(tmp_path / "hf", model__activation="gelu_tanh")
