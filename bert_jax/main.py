@@ -79,7 +79,8 @@ def main(argv: Sequence[str]) -> None:
     state, held_out = train.run(trainer, phases, schedule, workdir, initial)
     params = sharding.to_host(state["params"])
     if distributed.is_main():
-        batches = held_out_batches(config, corpus, config.seq_length, config.batch_size)
+        last = phases[-1]
+        batches = held_out_batches(config, corpus, last.seq_length, last.batch_size)
         write_report(workdir, corpus, objective, params, config.steps, held_out, batches)
 
 
