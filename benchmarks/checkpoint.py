@@ -57,7 +57,7 @@ class Loop:
         mesh = sharding.make_mesh(config.mesh)
         count = mesh.size
         config.batch_size = count
-        shapes = plan.abstract_batch(mesh, count, LENGTH, nsp=True)
+        shapes = plan.abstract_batch(mesh, count, LENGTH, pairs=True)
         rows = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
         rows["lengths"] += LENGTH
         self.trainer = train.build_trainer(config, mesh, config.steps, objective, rows)

@@ -42,10 +42,11 @@ def fingerprint(state: Mapping[str, Any]) -> dict[str, jax.Array]:
 class Checkpoints:
     """The checkpoints of one run, newest last, in `folder`: the newest, and the best scored one."""
 
-    def __init__(self, folder: str | Path, keep: int = 2, read_only: bool = False):
+    def __init__(self, folder: str | Path, keep: int = 2, every: int = 0, read_only: bool = False):
         """Opens `folder`, making it unless read_only.
 
-        keep: how many of the newest stay. read_only: touch nothing, the run may be going on.
+        keep: how many of the newest stay. every: and those at multiples of it; 0: none.
+        read_only: touch nothing, the run may be going on.
         Raises: UserError when there is nothing to read.
         """
         self._folder, self._read_only = Path(folder).resolve(), read_only
@@ -60,6 +61,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
+                    *([policies.EveryNSteps(every)] if every else []),
                     policies.LatestN(keep),
                     policies.BestN(
                         get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
@@ -115,7 +117,7 @@ class Checkpoints:
         return [step for _, step in sorted(scored)]
 
     def restore(
-        self, abstract: Mapping[str, Any] | None = None, best: bool = False
+        self, abstract: Mapping[str, Any] | None = None, best: bool = False, step: int = -1
     ) -> tuple[int, Any] | None:
         """The newest sound checkpoint as (step, state), or None where there is none at all.
 
@@ -123,10 +125,13 @@ class Checkpoints:
           abstract: the tree of `jax.ShapeDtypeStruct` (with shardings) to restore into; entries of
             the state that it leaves out are not read. None: the parameters alone, on one device.
           best: the best scored one instead, where there are scores.
+          step: that one and no other; -1: any.
         Raises:
           UserError: the checkpoint is of another model, or every checkpoint is damaged.
         """
         steps = (best and self.by_score()) or self.steps
+        if step >= 0:
+            steps = [found for found in self.steps if found == step]
         for step in reversed(steps):
             try:
                 return step, self._load(step, abstract)
@@ -191,18 +196,22 @@ def has_checkpoint(workdir: str | Path) -> bool:
     return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
 
 
-def load_params(workdir: str | Path, abstract: Any = None) -> Any:
+def load_params(workdir: str | Path, abstract: Any = None, step: int = -1) -> Any:
     """The parameters of a run's best scored checkpoint, or else its newest; touches nothing.
 
     Args:
       workdir: the work directory of the run, which may be going on.
       abstract: tree of `jax.ShapeDtypeStruct` that they must fit; None: what is stored.
+      step: those of this step instead; -1: any.
     Raises:
       UserError: there is no checkpoint, or it is of another model.
     """
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
-    restored = checkpoints.restore(None if abstract is None else {"params": abstract}, best=True)
+    wanted, steps = None if abstract is None else {"params": abstract}, checkpoints.steps
+    restored = checkpoints.restore(wanted, best=True, step=step)
     checkpoints.close()
+    if restored is None and steps:
+        raise UserError(f"{workdir} has no checkpoint {step}, only {', '.join(map(str, steps))}")
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     return restored[1]["params"]

@@ -24,7 +24,7 @@ _LEAST = {  # whole numbers
     "steps": 1, "batch_size": 1, "accumulation": 1, "seq_length": 1, "short_phase.seq_length": 1,
     "short_phase.batch_size": 0, "short_phase.learning_rate": 0, "short_phase.warmup_steps": 0,
     "log_every": 1, "checkpoint_every": 1, "eval_instances": 1,
-    "keep_checkpoints": 1, "workers": 0, "warmup_steps": 0,
+    "keep_checkpoints": 1, "keep_every": 0, "workers": 0, "warmup_steps": 0,
     "model.layers": 1, "model.width": 1, "model.heads": 1, "model.head_width": 0,
     "model.feed_forward": 0, "model.max_positions": 1,
     "masking.max_predictions": 0, "masking.dupe_factor": 0,
@@ -108,6 +108,13 @@ def check_ranges(config: Any) -> None:
 def _check_pretraining(config: Any) -> None:
     if config.masking.mask_share + config.masking.random_share > 1:
         raise UserError("masking.mask_share and masking.random_share are over 1 together")
+    if config.nsp and (config.model.causal or not config.pairs):
+        raise UserError("nsp=true needs pairs=true and model.causal=false")
+    if config.keep_every % config.checkpoint_every:
+        raise UserError(
+            f"keep_every={config.keep_every} must be a multiple of "
+            f"checkpoint_every={config.checkpoint_every}"
+        )
     longest = config.seq_length
     if config.short_phase.share:
         longest = max(longest, config.short_phase.seq_length)

@@ -145,6 +145,10 @@ def write(folder: str | Path, pretrained: Pretrained) -> None:
         raise UserError(f"transformers has no BERT whose head reads features={features}")
     architecture, parts = architecture_of(params)
     c = encoder_config(pretrained.model, tokenizer.vocab_size, "float32")
+    if c.causal:
+        raise UserError(
+            "a left-to-right model is not a BERT of transformers, which looks both ways"
+        )
     if c.heads * c.head_width != c.width:
         raise UserError(
             f"heads x head_width = {c.heads * c.head_width} is not width = {c.width}, as it must "

@@ -17,7 +17,7 @@ from bert_jax import tasks
 from bert_jax.data.buckets import Arrays, eval_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
+from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 from bert_jax.task_inference import TaskModel, Text, as_list, batch_rows
@@ -56,7 +56,8 @@ class Model(TaskModel):
         @functools.partial(jax.jit, static_argnames="layers")
         def states(params: Any, batch: Mapping[str, jax.Array], layers: tuple[int, ...]):
             tokens = batch["tokens"]
-            inputs = tokens, batch["segments"], padding_mask(batch["lengths"], tokens.shape[1])
+            mask = attention_mask(encoder, batch["lengths"], tokens.shape[1])
+            inputs = tokens, batch["segments"], mask
             every = apply(Encoder(encoder), params["encoder"], *inputs, every_layer=True)
             return jnp.stack([every[layer] for layer in layers], axis=1)
 
@@ -87,14 +88,16 @@ class Model(TaskModel):
     ) -> np.ndarray:
         """One vector a text from the last layer: float32 [texts, D].
 
-        pooling: "mean" over the text's tokens ([CLS] and [SEP] included), or "cls".
+        pooling: "mean" over the text's tokens ([CLS] and [SEP] included), or "cls": that of [CLS];
+          of a left-to-right model the last, which alone has seen the whole text.
         """
         if pooling not in ("mean", "cls"):
             raise UserError(f"pooling {pooling!r} is unknown; known: mean, cls")
         encoded = [self._encode(text, max_length) for text in as_list(texts)]
+        place = -1 if self.encoder.causal else 0
         vectors = np.zeros((len(encoded), self.encoder.width), np.float32)
         for index, hidden in self.activations(encoded, [-1]):
-            vectors[index] = hidden[0].mean(axis=0) if pooling == "mean" else hidden[0, 0]
+            vectors[index] = hidden[0].mean(axis=0) if pooling == "mean" else hidden[0, place]
         return vectors
 
     def fill_mask(self, text: Text, top: int = 5) -> list[list[Guess]]:
@@ -104,6 +107,8 @@ class Model(TaskModel):
         """
         if "mlm_head" not in self.params:
             raise UserError("this model has no masked-LM head")
+        if self.encoder.causal:
+            raise UserError("this model reads from left to right: it was not trained to fill masks")
         encoded = self._encode(text, None)
         places = np.flatnonzero(encoded["tokens"] == self.tokenizer.mask_id)
         if not len(places):

@@ -9,7 +9,6 @@ order: the newest checkpoint of the work directory, `init_from`, scratch.
 
 import dataclasses
 import functools
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.corruption import Masking
+from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.report import is_finished, write_report
 from bert_jax.weights import merge, open_model
@@ -37,7 +37,7 @@ from bert_jax.workdir import prepare_workdir
 # What may change when a run is continued; anything else would make it another run.
 _MAY_CHANGE = (
     "corpus", "init_from", "workers", "log_every", "eval_every", "eval_instances",
-    "checkpoint_every", "keep_checkpoints", "mesh", "log_instances",
+    "checkpoint_every", "keep_checkpoints", "keep_every", "mesh", "log_instances",
 )  # fmt: skip
 
 
@@ -46,7 +46,11 @@ def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None or not WORKDIR.value:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
     distributed.initialize()
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    pretrain(CONFIG.value, Path(WORKDIR.value))
+
+
+def pretrain(config: Any, workdir: Path) -> None:
+    """Trains to the end and reports, from wherever the work directory is."""
     check_ranges(config)
     corpus = open_corpus(_required(config.corpus, "--config.corpus=FOLDER"))
     objective = build_objective(config, corpus.tokenizer)
@@ -54,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     phases = build_phases(config, corpus, objective, mesh)
     schedule = train.Schedule(
         config.steps, config.log_every, config.eval_every, config.checkpoint_every,
-        config.keep_checkpoints,
+        config.keep_checkpoints, config.keep_every,
     )  # fmt: skip
     trainer = train.build_trainer(
         config, mesh, config.steps, objective, next(phases[0].batches(0, 1))
@@ -68,11 +72,8 @@ def main(argv: Sequence[str]) -> None:
             print((workdir / "report.md").read_text(encoding="utf-8"))
             print(f"{workdir} is finished: nothing left to train")
         return
-    # A second start of the same run finds its programs compiled.
-    jax.config.update(
-        "jax_compilation_cache_dir",
-        os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled")),
-    )
+    if not jax.config.values["jax_compilation_cache_dir"]:  # a second start finds them compiled
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     if config.log_instances:
         path = workdir / f"instances-{jax.process_index()}.jsonl"
         phases = [dataclasses.replace(p, batches=_logged(p.batches, path)) for p in phases]
@@ -84,14 +85,17 @@ def main(argv: Sequence[str]) -> None:
         write_report(workdir, corpus, objective, params, config.steps, held_out, batches)
 
 
-def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM:
+def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM | LeftToRight:
     """The objective of a pre-training config."""
     encoder = encoder_config(config.model.to_dict(), tokenizer.vocab_size, config.dtype)
+    never = (tokenizer.cls_id, tokenizer.sep_id)
+    if encoder.causal:
+        return LeftToRight(encoder, never)
     m = config.masking
     masking = Masking(
         vocab_size=tokenizer.vocab_size,
         mask_id=tokenizer.mask_id,
-        never=(tokenizer.cls_id, tokenizer.sep_id),
+        never=never,
         rate=m.rate,
         max_predictions=m.max_predictions or None,
         mask_share=m.mask_share,
@@ -102,14 +106,18 @@ def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM:
 
 
 def build_phases(
-    config: Any, corpus: Corpus, objective: MaskedLM, mesh: jax.sharding.Mesh
+    config: Any, corpus: Corpus, objective: MaskedLM | LeftToRight, mesh: jax.sharding.Mesh
 ) -> list[train.Phase]:
     """One phase, or a short one and a long one (paper, A.2)."""
     return [_phase(config, corpus, objective, mesh, part) for part in stretches(config)]
 
 
 def _phase(
-    config: Any, corpus: Corpus, objective: MaskedLM, mesh: jax.sharding.Mesh, part: Stretch
+    config: Any,
+    corpus: Corpus,
+    objective: MaskedLM | LeftToRight,
+    mesh: jax.sharding.Mesh,
+    part: Stretch,
 ) -> train.Phase:
     size, seq_length = part.batch_size, part.seq_length
     sharding.check_batch(mesh, size, config.accumulation)
@@ -118,7 +126,7 @@ def _phase(
         config, corpus, "train", seq_length,
         seed=config.seed, dupe_factor=config.masking.dupe_factor or None,
     )  # fmt: skip
-    flops = model_flops(objective.encoder, size, seq_length, objective.masking.slots(seq_length))
+    flops = model_flops(objective.encoder, size, seq_length, objective.predictions(seq_length))
     return train.Phase(
         start=part.start,
         stop=part.stop,
@@ -150,7 +158,7 @@ def _instances(
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
         pad_id=tokenizer.pad_id,
-        pairs=config.nsp,
+        pairs=config.pairs,
         short_seq_prob=config.short_seq_prob,
         **settings,
     )

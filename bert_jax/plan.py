@@ -39,19 +39,18 @@ import numpy as np
 from absl import flags
 
 from bert_jax import errors, sharding, tpu, train
-from bert_jax.command_line import CONFIG, OUTPUT
+from bert_jax.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY
 from bert_jax.config import check_ranges, stretches
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
 from bert_jax.files import write_whole
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
+from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.plan_text import plan_text, search_text
 from bert_jax.program import Program, read_program
 
-_TOPOLOGY = flags.DEFINE_string("topology", None, "A slice, in chips: v5e:16x16, v4:4x4x8 ...")
-_SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 30522, "Used where the config names no corpus.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 
@@ -60,7 +59,7 @@ Plan = dict[str, Any]  # plain values; bytes and seconds, of one device where no
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if CONFIG.value is None or not _TOPOLOGY.value:
+    if CONFIG.value is None or not TOPOLOGY.value:
         raise UserError("both --config=configs/pretrain.py:... and --topology=v5e:16x16 are needed")
     config = CONFIG.value
     if "masking" not in config:
@@ -69,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     check_ranges(config)
     if config.dtype == "auto":
         config.dtype = "bfloat16"
-    target = tpu.open_slice(_TOPOLOGY.value, _SLICES.value)
+    target = tpu.open_slice(TOPOLOGY.value, SLICES.value)
     tokenizer = (
         open_corpus(config.corpus).tokenizer
         if config.corpus
@@ -94,7 +93,7 @@ def stand_in_tokenizer(vocab_size: int) -> Any:
     )
 
 
-def plan(config: Any, objective: MaskedLM, target: tpu.Slice) -> Plan:
+def plan(config: Any, objective: MaskedLM | LeftToRight, target: tpu.Slice) -> Plan:
     """The config as it is, each phase with its sequence length."""
     phases: list[Plan] = [
         {"start": part.start, "stop": part.stop}
@@ -126,11 +125,15 @@ def _described(config: Any, target: tpu.Slice) -> Plan:
 
 
 def compile_step(
-    config: Any, objective: MaskedLM, target: tpu.Slice, seq_length: int, batch_size: int
+    config: Any,
+    objective: MaskedLM | LeftToRight,
+    target: tpu.Slice,
+    seq_length: int,
+    batch_size: int,
 ) -> Plan:
     """Compiles the trainer's step for global batches of this shape."""
     mesh = sharding.make_mesh(config.mesh, target.devices)
-    batch = abstract_batch(mesh, batch_size, seq_length, config.nsp)
+    batch = abstract_batch(mesh, batch_size, seq_length, config.pairs)
     example = {n: np.zeros((config.accumulation, *x.shape[1:]), x.dtype) for n, x in batch.items()}
     trainer = train.build_trainer(config, mesh, config.steps, objective, example)
     state = trainer.abstract_state
@@ -147,7 +150,7 @@ def compile_step(
     begin = time.perf_counter()
     compiled = _compile(lowered)
     flops = model_flops(
-        objective.encoder, batch_size, seq_length, objective.masking.slots(seq_length)
+        objective.encoder, batch_size, seq_length, objective.predictions(seq_length)
     )
     result: Plan = {
         "seq_length": seq_length,
@@ -192,13 +195,13 @@ def _compile(lowered: Any) -> Any:
 
 
 def abstract_batch(
-    mesh: jax.sharding.Mesh, batch_size: int, seq_length: int, nsp: bool
+    mesh: jax.sharding.Mesh, batch_size: int, seq_length: int, pairs: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a global batch, as of `Instances.batch`."""
     ids = ["tokens", "segments"]
     shapes: dict[str, tuple[int, ...]] = {name: (seq_length,) for name in ids}
     shapes |= {"lengths": (), "instance": (2,), "weight": ()}
-    shapes |= {"is_random_next": ()} if nsp else {}
+    shapes |= {"is_random_next": ()} if pairs else {}
     return {
         name: jax.ShapeDtypeStruct(
             (batch_size, *shape),
@@ -279,7 +282,7 @@ def estimate(
     }
 
 
-def search(config: Any, objective: MaskedLM, target: tpu.Slice) -> Plan:
+def search(config: Any, objective: MaskedLM | LeftToRight, target: tpu.Slice) -> Plan:
     """The most rows a device holds at a time, at the longest sequence, by rematerialisation."""
     mesh = sharding.make_mesh(config.mesh, target.devices)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -15,6 +15,7 @@ from bert_jax.data.corpus import Corpus, Split
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.files import write_whole
 from bert_jax.metrics import read_metrics
+from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
 
 matplotlib.use("Agg")
@@ -24,7 +25,7 @@ _EXAMPLES = 5
 
 
 def write_report(
-    workdir: Path, corpus: Corpus, objective: MaskedLM, params: Any, steps: int,
+    workdir: Path, corpus: Corpus, objective: MaskedLM | LeftToRight, params: Any, steps: int,
     held_out: dict[str, float], batches: Iterable[Mapping[str, np.ndarray]],
 ) -> None:  # fmt: skip
     """Writes the report of a finished run and prints it.
@@ -40,8 +41,9 @@ def write_report(
         "goodput": goodput.shares(workdir),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "fill_mask": fill_mask_examples(corpus, objective, params),
     }
+    if isinstance(objective, MaskedLM):
+        report["fill_mask"] = fill_mask_examples(corpus, objective, params)
     markdown = as_markdown(report)
     (workdir / "report.md").write_text(markdown, encoding="utf-8")
     plot_curves(lines, report["baseline"], workdir / "curves.png")
@@ -58,7 +60,7 @@ def is_finished(workdir: Path, steps: int) -> bool:
 
 
 def baselines(
-    corpus: Corpus, objective: MaskedLM, batches: Iterable[Mapping[str, np.ndarray]]
+    corpus: Corpus, objective: MaskedLM | LeftToRight, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
     """What no model is needed for, on the very tokens and pairs of the held-out evaluation.
 
@@ -67,30 +69,32 @@ def baselines(
     """
     counts = corpus.token_counts + 1
     log_p = np.log(counts / counts.sum())
-    corrupted = jax.jit(lambda batch: objective.corrupted(batch, train=False))
+    targets = jax.jit(lambda batch: objective.targets(batch, train=False))
+    nsp = isinstance(objective, MaskedLM) and objective.nsp
     nll, hits, predicted, random_next, pairs = 0.0, 0.0, 0.0, 0.0, 0.0
     for batch in batches:
-        seen = jax.device_get(corrupted(batch))
-        labels, weights = seen["labels"], seen["weights"]
+        labels, weights = jax.device_get(targets(batch))
         nll -= float((log_p[labels] * weights).sum())
         hits += float(((labels == counts.argmax()) * weights).sum())
         predicted += float(weights.sum())
-        if objective.nsp:
+        if nsp:
             random_next += float((batch["is_random_next"] * batch["weight"]).sum())
             pairs += float(batch["weight"].sum())
     loss = nll / max(predicted, 1)
     result = {
-        "mlm_loss": loss,
-        "mlm_perplexity": float(np.exp(loss)),
-        "mlm_accuracy": hits / max(predicted, 1),
+        f"{objective.name}_loss": loss,
+        f"{objective.name}_perplexity": float(np.exp(loss)),
+        f"{objective.name}_accuracy": hits / max(predicted, 1),
     }
-    if objective.nsp:
+    if nsp:
         share = random_next / max(pairs, 1)
         result["nsp_accuracy"] = max(share, 1 - share)
     return result
 
 
-def fill_mask_examples(corpus: Corpus, objective: MaskedLM, params: Any) -> list[dict[str, Any]]:
+def fill_mask_examples(
+    corpus: Corpus, objective: MaskedLM | LeftToRight, params: Any
+) -> list[dict[str, Any]]:
     """Sentences of held-out text with one whole word masked, and the model's guesses."""
     tokenizer = corpus.tokenizer
     model = inference.Model(objective.encoder, params, tokenizer)
@@ -148,6 +152,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         ("MLM loss", "mlm_loss", "{:.3f}", "unigram"),
         ("MLM perplexity", "mlm_perplexity", "{:.1f}", "unigram"),
         ("MLM accuracy", "mlm_accuracy", "{:.1%}", "most frequent token"),
+        ("LM loss", "lm_loss", "{:.3f}", "unigram"),
+        ("LM perplexity", "lm_perplexity", "{:.1f}", "unigram"),
+        ("LM accuracy", "lm_accuracy", "{:.1%}", "most frequent token"),
         ("NSP accuracy", "nsp_accuracy", "{:.1%}", "majority label"),
     ]
     held_out, baseline, speed = report["held_out"], report["baseline"], report["speed"]
@@ -165,11 +172,10 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"{speed['training_seconds']:,.0f} s of training.",
         "",
         goodput.as_text(report["goodput"]),
-        "",
-        "Words of held-out text, masked and guessed:",
-        "",
     ]
-    for example in report["fill_mask"]:
+    if "fill_mask" in report:
+        text += ["", "Words of held-out text, masked and guessed:", ""]
+    for example in report.get("fill_mask", ()):
         guesses = ", ".join(f"{token} {share:.2f}" for token, share in example["guesses"])
         text += [f"- {example['text']}", f"  - **{example['answer']}** — guessed {guesses}"]
     return "\n".join(text) + "\n"
@@ -179,7 +185,14 @@ def plot_curves(
     lines: list[dict[str, Any]],
     baseline: Mapping[str, float],
     path: Path,
-    names: Sequence[str] = ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "learning_rate"),
+    names: Sequence[str] = (
+        "mlm_loss",
+        "mlm_accuracy",
+        "lm_loss",
+        "lm_accuracy",
+        "nsp_accuracy",
+        "learning_rate",
+    ),
 ) -> None:
     """The named metrics that there are over the steps, with the baselines dashed."""
     panels = [name for name in dict.fromkeys(names) if any(name in line for line in lines)]

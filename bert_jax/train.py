@@ -54,7 +54,8 @@ class Schedule:
     log_every: int
     eval_every: int
     checkpoint_every: int
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every: int = 0  # steps; those at multiples of it stay
     best: str = ""  # held-out metric whose highest checkpoint is kept besides; empty: none
 
 
@@ -217,7 +218,9 @@ def run(
     """
     ledger = goodput.Ledger()
     with ledger.spending("starting"):
-        checkpoints = Checkpoints(workdir / "checkpoints", schedule.keep_checkpoints)
+        checkpoints = Checkpoints(
+            workdir / "checkpoints", schedule.keep_checkpoints, schedule.keep_every
+        )
         evaluate = evaluate or functools.partial(held_out_means, trainer)
         restored = checkpoints.restore(trainer.abstract_state)
         step, state = restored or (0, trainer.init(initial_params))

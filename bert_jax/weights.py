@@ -54,12 +54,16 @@ class Pretrained:
 def open_model(path: str | Path) -> Pretrained:
     """Opens the work directory of a run, a Hugging Face folder, or a TF1 release.
 
+    Of a run it is the best or newest checkpoint; RUN/checkpoints/STEP is that of a step.
+
     Raises:
       UserError: it is none of these, or something in it does not fit.
     """
     from bert_jax import hugging_face, tf1  # late: they make a Pretrained
 
-    path = Path(path)
+    path, step = Path(path), -1
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        path, step = path.parents[1], int(path.name)
     if (path / "bert_config.json").exists():
         return tf1.read(path)
     if not (path / "config.json").exists():
@@ -72,7 +76,7 @@ def open_model(path: str | Path) -> Pretrained:
         return hugging_face.read(path)
     task = read_json(path / "task.json") if (path / "task.json").exists() else None
     # On the host: arrays of one device cannot be put on a mesh that other processes share.
-    params = jax.tree.map(np.asarray, load_params(path))
+    params = jax.tree.map(np.asarray, load_params(path, step=step))
     tuning = {name: config[name] for name in _TUNING if task is not None and name in config}
     tokenizer = load_tokenizer(path / "tokenizer")
     return Pretrained(config["model"], params, tokenizer, task, tuning=tuning)

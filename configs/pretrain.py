@@ -15,7 +15,10 @@ Arguments (after the colon):
           of 128 tokens, then 32k of 512, in 8,601 steps. Rates and warm-ups as in NVIDIA's
           DeepLearningExamples; the decay is linear here, a square root there.
           quickstart: what launch/quickstart.sh trains in five minutes, with size=tiny,seq=64.
-  nsp     true (default): sentence pairs and the NSP loss; false: contiguous text, MLM alone.
+  nsp     true (default): sentence pairs and the NSP loss; false: contiguous text, MLM alone. The
+          other reading of the paper's "No NSP", pairs without the loss: --config.nsp=false.
+  objective  mlm (default); ltr: left to right over every token, with a causal mask that stays in
+          fine-tuning, on contiguous text (the paper's "LTR & No NSP").
   phases  true: the paper's two phases, 128 tokens for 90% of the steps (lamb: 82%), then `seq`
           (say 512).
 
@@ -78,7 +81,10 @@ PRESETS["quickstart"] = PRESETS["laptop"] | {
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The config; `arg` as in the module's docstring."""
-    a = parse_arg(arg, size="base", seq=128, preset="paper", nsp=True, phases=False)
+    a = parse_arg(
+        arg, size="base", seq=128, preset="paper", nsp=True, phases=False, objective="mlm"
+    )
+    causal = choose("objective", a.objective, {"mlm": False, "ltr": True})
     layers, width, heads = choose("size", a.size, SIZES)
     preset = choose("preset", a.preset, PRESETS)
     section = ml_collections.ConfigDict
@@ -114,8 +120,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optimizer.bias_correction = preset["bias_correction"]
     config.optimizer.decay_from = preset["decay_from"]  # start (released code) or warmup
 
-    config.nsp = a.nsp  # next sentence prediction on sentence pairs; off: contiguous text
-    config.short_seq_prob = 0.1  # share of documents cut to a random shorter length (with nsp)
+    config.nsp = a.nsp and not causal  # next sentence prediction
+    config.pairs = config.nsp  # sentence pairs, which nsp needs; false: contiguous text
+    config.short_seq_prob = 0.1  # share of documents cut to a random shorter length (with pairs)
     config.masking = section()
     config.masking.rate = 0.15  # share of tokens predicted
     config.masking.mask_share = 0.8  # of these: shown as [MASK]
@@ -135,6 +142,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.init_stddev = preset[
         "init_stddev"
     ]  # of fresh kernels and embeddings, cut at two of it
+    config.model.causal = causal  # no position looks to its right: the objective is LTR
     config.model.hidden_dropout = preset["dropout"]
     config.model.attention_dropout = preset["dropout"]
     config.model.scan_layers = False  # one compiled layer: compiles faster
@@ -147,7 +155,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.eval_every = max(preset["steps"] // 10, 1)
     config.eval_instances = 2048  # of the held-out split
     config.checkpoint_every = max(preset["steps"] // 20, 1)
-    config.keep_checkpoints = 2
+    config.keep_checkpoints = 2  # the newest
+    config.keep_every = 0  # steps; checkpoints at multiples of it stay; 0: none
     config.mesh = section()  # devices along each axis; -1: the rest
     config.mesh.data = -1
     config.mesh.fsdp = 1

@@ -10,7 +10,6 @@ baseline that needs no model count as collapsed.
 
 import contextlib
 import io
-import itertools
 import json
 import shutil
 import statistics
@@ -28,26 +27,11 @@ from tqdm import tqdm
 
 from bert_jax import errors, finetune
 from bert_jax.files import write_whole
+from bert_jax.grid import GRIDS, name_of, settings
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-GRIDS: dict[str, dict[str, list[Any]]] = {
-    "none": {},
-    # BERT paper, section 4.1 (GLUE).
-    "paper": {
-        "learning_rate": [5e-5, 4e-5, 3e-5, 2e-5], "batch_size": [32], "epochs": [3.0],
-    },
-    # BERT paper, appendix A.3: other values, as published.
-    "paper_a3": {
-        "learning_rate": [5e-5, 3e-5, 2e-5], "batch_size": [16, 32], "epochs": [2.0, 3.0, 4.0],
-    },
-    # google-research/bert README, the 24 smaller models.
-    "small": {
-        "learning_rate": [3e-4, 1e-4, 5e-5, 3e-5], "batch_size": [8, 16, 32, 64, 128],
-        "epochs": [4.0],
-    },
-}  # fmt: skip
 _GRID = flags.DEFINE_enum("grid", "paper", list(GRIDS), "The settings to try; none: seeds only.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each setting.", lower_bound=1)
 
@@ -60,9 +44,7 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(workdir)
     if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    grid = GRIDS[_GRID.value]
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    runs = [(point, seed) for point in points for seed in range(_SEEDS.value)]
+    runs = [(point, seed) for point in settings(_GRID.value) for seed in range(_SEEDS.value)]
     results: list[dict[str, Any]] = []
     for point, seed in (progress := tqdm(runs, unit="run", dynamic_ncols=True)):
         progress.set_postfix({**point, "seed": seed})
@@ -75,11 +57,6 @@ def main(argv: Sequence[str]) -> None:
     plot(results, table, folder / "sweep.png")
     print(text)
     print(f"table {folder / 'sweep.md'}   plot {folder / 'sweep.png'}")
-
-
-def name_of(point: Mapping[str, Any]) -> str:
-    """`learning_rate=5e-05,batch_size=32,epochs=3`, or `default`."""
-    return ",".join(f"{name}={value:g}" for name, value in point.items()) or "default"
 
 
 def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:

@@ -358,13 +358,13 @@ def test_hours_are_those_of_the_whole_schedule(monkeypatch):
 # The trainer's step
 
 
-@pytest.mark.parametrize("nsp", [True, False])
-def test_the_abstract_batch_is_that_of_the_loader(corpus, nsp):
-    config, mesh = tiny_config(nsp=nsp), one_device()
+@pytest.mark.parametrize("pairs", [True, False])
+def test_the_abstract_batch_is_that_of_the_loader(corpus, pairs):
+    config, mesh = tiny_config(nsp=pairs, pairs=pairs), one_device()
     objective = main.build_objective(config, corpus.tokenizer)
     (phase,) = main.build_phases(config, corpus, objective, mesh)
     real = next(phase.batches(0, 1))
-    shapes = plan.abstract_batch(mesh, 32, 16, nsp)
+    shapes = plan.abstract_batch(mesh, 32, 16, pairs)
     assert {n: (x.shape, x.dtype) for n, x in real.items()} == {
         n: (x.shape, x.dtype) for n, x in shapes.items()
     }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.errors import UserError
-from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
+from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.layers import Key, apply, fold
 from bert_jax.models.recurrent import BiLSTM
 
@@ -89,7 +89,7 @@ class Body:
         self, params: Any, tokens: jax.Array, segments: jax.Array, lengths: jax.Array, key: Key
     ) -> jax.Array:
         """tokens, segments int[B, S], lengths int[B] -> [B, S, width]."""
-        inputs = tokens, segments, padding_mask(lengths, tokens.shape[1])
+        inputs = tokens, segments, attention_mask(self.encoder, lengths, tokens.shape[1])
         encoder = Encoder(self.encoder)
         if self.features:  # frozen: no gradient, no dropout inside
             frozen = jax.lax.stop_gradient(params["encoder"])

@@ -6,12 +6,22 @@ import jax.numpy as jnp
 
 from bert_jax.models.layers import Block, Embeddings, EncoderConfig, Key, apply, fold
 
-__all__ = ["Encoder", "EncoderConfig", "padding_mask"]
+__all__ = ["Encoder", "EncoderConfig", "attention_mask", "padding_mask"]
 
 
 def padding_mask(lengths: jax.Array, sequence_length: int) -> jax.Array:
     """int[B] -> bool[B, 1, S]: every query may look at the real tokens and at no padding."""
     return (jnp.arange(sequence_length)[None] < lengths[:, None])[:, None]
+
+
+def attention_mask(config: EncoderConfig, lengths: jax.Array, sequence_length: int) -> jax.Array:
+    """Where each query may look: the padding mask, and if `causal` nothing to the right of itself.
+
+    lengths int[B] -> bool[B, 1, S], causal [B, S, S].
+    """
+    mask = padding_mask(lengths, sequence_length)
+    place = jnp.arange(sequence_length)
+    return mask & (place[None, None] <= place[None, :, None]) if config.causal else mask
 
 
 class Encoder(nn.Module):

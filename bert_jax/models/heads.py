@@ -8,16 +8,23 @@ from bert_jax.models.layers import ACTIVATIONS, Dense, EncoderConfig, by_row, no
 
 
 class Pooler(nn.Module):
-    """tanh(dense) of the first position ([CLS])."""
+    """tanh(dense) of the first position ([CLS]).
+
+    Of a causal encoder the last real one ([SEP]), which alone has seen the whole text; the paper
+    does not say what LTR models were pooled from.
+    """
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """[B, S, D] -> [B, D]."""
+    def __call__(self, hidden: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """[B, S, D], if causal with lengths int[B] -> [B, D]."""
         c = self.config
+        pooled = hidden[:, 0]
+        if c.causal and lengths is not None:
+            pooled = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
         dense = Dense(c, (c.width,), ("model", None), name="dense")
-        return by_row(jnp.tanh(dense(by_row(hidden[:, 0]))))
+        return by_row(jnp.tanh(dense(by_row(pooled))))
 
 
 class MlmHead(nn.Module):

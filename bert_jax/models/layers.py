@@ -40,6 +40,7 @@ class EncoderConfig:
     norm_epsilon: float = 1e-12
     init_stddev: float = 0.02
     dtype: str = "float32"  # of activations and matrix products; parameters are always float32
+    causal: bool = False  # no position looks to its right (LTR); see `encoder.attention_mask`
     scan_layers: bool = False  # one compiled layer, looped: compiles faster, may run slower
     remat: bool = False  # recompute a layer's activations in the backward pass
 

@@ -48,6 +48,17 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> Mean:
     return Mean(jnp.sum(values * weights), jnp.sum(weights))
 
 
+def prediction_metrics(
+    name: str, logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> dict[str, Mean]:
+    """NAME_loss (cross-entropy) and NAME_accuracy of logits [..., C] against labels int[...]."""
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return {
+        f"{name}_loss": weighted_mean(cross_entropy(logits, labels), weights),
+        f"{name}_accuracy": weighted_mean(right, weights),
+    }
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy in float32: logits [..., C], labels int[...] -> [...]."""
     logits = logits.astype(jnp.float32)

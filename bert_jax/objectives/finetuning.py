@@ -76,7 +76,9 @@ def _pooled_logits(
 ) -> jax.Array:
     """Logits float32 [R, classes] of the pooled vector of each sequence."""
     c = _head_config(body)
-    pooled = apply(Pooler(c), params["pooler"], body.hidden(params, *_sequences(batch), key))
+    tokens, segments, lengths = _sequences(batch)
+    hidden = body.hidden(params, tokens, segments, lengths, key)
+    pooled = apply(Pooler(c), params["pooler"], hidden, lengths)
     pooled = dropout(pooled, c.hidden_dropout, fold(key, _HEAD_SITE))
     return _score(body, params[head], classes, pooled)
 

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
+from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import Classifier, MlmHead, Pooler
 from bert_jax.models.layers import apply
-from bert_jax.objectives.base import Batch, Mean, Params, cross_entropy, weighted_mean
+from bert_jax.objectives.base import Batch, Mean, Params, prediction_metrics
 from bert_jax.objectives.corruption import Masking, corrupt, instance_keys
 
 
@@ -18,13 +18,16 @@ class MaskedLM:
 
     A batch holds tokens, segments int[B, S]; lengths int[B]; instance int[B, 2], the id that its
     corruption is drawn from; weight float32[B], 0 for filler rows; and, with `nsp`,
-    is_random_next int[B] (1: the second segment is from elsewhere).
+    is_random_next int[B] (1: the second segment is from elsewhere). Without, the sequences may be
+    pairs or contiguous text: the two readings of the paper's "No NSP".
     """
 
     encoder: EncoderConfig
     masking: Masking
     nsp: bool = True
     seed: int = 0  # of the corruption in training; evaluation always uses that of seed 0
+
+    name = "mlm"  # of the metrics
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder, mlm_head[, pooler, nsp_head]}, boxed with logical axes."""
@@ -42,6 +45,15 @@ class MaskedLM:
             params["nsp_head"] = Classifier(c, 2).init(keys[3], hidden[:, 0])["params"]
         return params
 
+    def predictions(self, sequence_length: int) -> int:
+        """M: positions of a sequence that meet the vocabulary."""
+        return self.masking.slots(sequence_length)
+
+    def targets(self, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:
+        """What is predicted: labels int[B, M], weights float32[B, M]."""
+        seen = self.corrupted(batch, train)
+        return seen["labels"], seen["weights"]
+
     def corrupted(self, batch: Batch, train: bool) -> dict[str, jax.Array]:
         """The batch as the model sees it; see `corruption.corrupt`. Filler rows weigh nothing."""
         keys = instance_keys(jax.random.key(self.seed if train else 0), batch["instance"])
@@ -53,7 +65,7 @@ class MaskedLM:
     ) -> tuple[jax.Array, jax.Array | None]:
         """MLM logits [B, M, V] at positions int[B, M], and NSP logits [B, 2] (or None)."""
         c = self.encoder
-        mask = padding_mask(batch["lengths"], tokens.shape[1])
+        mask = attention_mask(c, batch["lengths"], tokens.shape[1])
         hidden = apply(Encoder(c), params["encoder"], tokens, batch["segments"], mask, key)
         # Only the predicted positions meet the vocabulary.
         predicted = jnp.take_along_axis(hidden, positions[..., None], axis=1)
@@ -72,19 +84,9 @@ class MaskedLM:
         mlm, nsp = self.logits(
             params, seen["tokens"], batch, seen["positions"], key if train else None
         )
-        metrics = _prediction_metrics("mlm", mlm, seen["labels"], seen["weights"])
+        metrics = prediction_metrics(self.name, mlm, seen["labels"], seen["weights"])
         if nsp is not None:
-            metrics |= _prediction_metrics("nsp", nsp, batch["is_random_next"], batch["weight"])
+            metrics |= prediction_metrics("nsp", nsp, batch["is_random_next"], batch["weight"])
         terms = [mean for name, mean in metrics.items() if name.endswith("loss")]
         loss = Mean(jnp.stack([t.sum for t in terms]), jnp.stack([t.count for t in terms]))
         return loss, metrics
-
-
-def _prediction_metrics(
-    name: str, logits: jax.Array, labels: jax.Array, weights: jax.Array
-) -> dict[str, Mean]:
-    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-    return {
-        f"{name}_loss": weighted_mean(cross_entropy(logits, labels), weights),
-        f"{name}_accuracy": weighted_mean(right, weights),
-    }

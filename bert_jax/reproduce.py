@@ -1,0 +1,283 @@
+"""Reproduces a table or figure of the BERT paper: whatever it needs, beside the paper's numbers.
+
+  python -m bert_jax.reproduce --config=configs/reproduce.py:table=5,scale=laptop \
+      --config.pretraining.corpus=CORPUS --config.glue=glue_data --workdir=OUT
+  python -m bert_jax.reproduce --config=... --topology=v5e:16x16
+
+Runs lie in OUT/pretraining and OUT/finetuning, and tables of one OUT share them: what is finished
+is not run again, and the same command continues what was killed. Called again beside itself (in
+another terminal, or on another machine with the same disk), the two share the work: two processes
+of one thread each do more on two cores than one of two. The results are OUT/TABLE/table.md,
+table.json and plots. With --topology nothing is run: each pre-training is compiled for that slice
+instead, and its chip-hours printed.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from bert_jax import distributed, errors, finetune, plan, tpu
+from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR
+from bert_jax.data.corpus import open_corpus
+from bert_jax.errors import UserError
+from bert_jax.grid import name_of, settings
+from bert_jax.main import build_objective, pretrain
+from bert_jax.paper import (
+    FROM_CHECKPOINT,
+    PRETRAININGS,
+    SIZES,
+    Column,
+    Row,
+    Table,
+    columns,
+    get_table,
+    size_name,
+)  # fmt: skip
+from bert_jax.reproduce_report import Cell, Result, write_table
+from bert_jax.tasks import TASKS, family
+
+# Folders of GLUE's archive.
+_GLUE = {
+    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI",
+    "qnli": "QNLI", "rte": "RTE", "wnli": "WNLI",
+}  # fmt: skip
+_POLL_SECONDS = 5.0  # between looks at what other processes are doing
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run: done when `result` exists; ready when `needs` does."""
+
+    folder: Path
+    result: Path
+    run: Callable[[], Any]
+    needs: Path | None = None
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    config = CONFIG.value
+    if config is None or "pretraining" not in config:
+        raise UserError("--config=configs/reproduce.py:table=... is needed")
+    if TOPOLOGY.value:
+        jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free
+        plan_pretrainings(config, tpu.open_slice(TOPOLOGY.value, SLICES.value))
+        return
+    if not WORKDIR.value:
+        raise UserError("--workdir=FOLDER is needed, or --topology to plan only")
+    distributed.initialize()
+    reproduce(config, Path(WORKDIR.value))
+
+
+def reproduce(config: Any, out: Path) -> list[Cell]:
+    """Runs what is not there yet, and writes the table."""
+    table, columns_, left_out = layout(config)
+    if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs
+        jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
+    for line in left_out:
+        distributed.say(line)
+    cells = [
+        Cell(row, column, runs(config, row, column, out))
+        for row in table.rows
+        for column in columns_
+    ]
+    work(jobs(config, table, cells, out))
+    name = config.table if config.table.startswith("figure") else f"table{config.table}"
+    folder = out / f"{name}_{config.scale}"
+    if distributed.is_main():
+        write_table(folder, table, cells, perplexities(config, table, out), left_out)
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(f"table {folder / 'table.md'}   plot {folder / 'table.png'}")
+    return cells
+
+
+def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
+    """The table, its columns, and a line for each task that has no data.
+
+    Raises: UserError: no task has, or something that the table starts from is not given.
+    """
+    found, left_out = [], []
+    for task, one in config.finetuning.items():
+        if not one.data and config.glue and task in _GLUE:
+            one.data = str(Path(config.glue) / _GLUE[task])
+        if not (one.train or (one.data and _is_there(one.data))):
+            where = f"{one.data} is not there" if one.data else "no data"
+            left_out.append(f"{task} is left out: {where} (--config.finetuning.{task}.data=FOLDER)")
+            continue
+        found += columns(config.table, task, family(TASKS[task]) == "tagging")
+    if not found:
+        raise UserError(f"no task has data: {'; '.join(left_out)}")
+    if config.table in FROM_CHECKPOINT and not config.checkpoint:
+        raise UserError(f"table {config.table} is fine-tuned from --config.checkpoint=MODEL")
+    if not config.checkpoint and not config.pretraining.corpus:
+        raise UserError("--config.pretraining.corpus=FOLDER is needed (bert_jax.prepare makes it)")
+    return get_table(config.table, config.scale), found, left_out
+
+
+def _is_there(data: str) -> bool:
+    return data.startswith("tfds:") or Path(data).exists()
+
+
+def starts_from_checkpoint(config: Any) -> bool:
+    """Whether the table fine-tunes a given model rather than pre-train its own."""
+    return bool(config.checkpoint) and config.table in (*FROM_CHECKPOINT, "7")
+
+
+def pretraining_config(config: Any, name: str) -> Any:
+    """The config of a pre-training of `paper.PRETRAININGS`, or of a size of the scale."""
+    one = config.pretraining.copy_and_resolve_references()
+    sizes = {size_name(size): size for size in SIZES[config.scale]}
+    if name in sizes:
+        one.model.layers, one.model.width, one.model.heads = sizes[name]
+    else:
+        one.update_from_flattened_dict(dict(PRETRAININGS[name]))
+    # Checkpoints along the way, for figure 5.
+    one.keep_every = max(one.steps // 5, 1)
+    pieces = -(-one.keep_every // one.checkpoint_every)
+    while one.keep_every % pieces:
+        pieces += 1
+    one.checkpoint_every = one.keep_every // pieces
+    return one
+
+
+def runs(config: Any, row: Row, column: Column, out: Path) -> dict[str, list[Result]]:
+    """Of a cell: by setting of the grid, a result for each seed."""
+    source = "checkpoint" if starts_from_checkpoint(config) else row.pretraining
+    if row.share < 1:
+        source += f"@{row.share:g}"
+    changes = {**row.finetuning, **column.finetuning}
+    variant = ",".join([column.task, *(f"{name}={value}" for name, value in changes.items())])
+    base = out / "finetuning" / source / variant
+    metric = column.metric or TASKS[column.task].metric
+    return {
+        name_of(point): [
+            Result(base / name_of(point) / f"seed{seed}", seed, column.split, metric)
+            for seed in range(config.seeds)
+        ]
+        for point in settings(config.grid)
+    }
+
+
+def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Job]:
+    """What must be run, each once, pre-trainings first."""
+    found: dict[Path, Job] = {}
+    given = starts_from_checkpoint(config)
+    for row in table.rows:
+        folder = out / "pretraining" / row.pretraining
+        if not given and folder not in found:
+            one = pretraining_config(config, row.pretraining)
+            run = _call(pretrain, one, folder)
+            found[folder] = Job(folder, folder / "report.json", run)
+    for cell in cells:
+        folder = out / "pretraining" / cell.row.pretraining
+        start = Path(config.checkpoint) if given else folder
+        if cell.row.share < 1:
+            one = pretraining_config(config, cell.row.pretraining)
+            kept = round(cell.row.share * one.steps / one.keep_every) * one.keep_every
+            start = folder / "checkpoints" / str(kept)
+        for point in settings(config.grid):
+            for result in cell.runs[name_of(point)]:
+                one = config.finetuning[cell.column.task].copy_and_resolve_references()
+                changes = {**point, **cell.row.finetuning, **cell.column.finetuning}
+                one.update({**changes, "seed": result.seed, "init_from": str(start)})
+                needs = None if given else folder / "report.json"
+                run = _call(finetune_quietly, one, result.folder)
+                found.setdefault(result.folder, Job(result.folder, result.path, run, needs))
+    return list(found.values())
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    return lambda: function(*arguments)
+
+
+def finetune_quietly(config: Any, folder: Path) -> None:
+    """Fine-tunes; what the run says about itself is in its folder. Its checkpoints are dropped."""
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        finetune.finetune(config, folder)
+    if distributed.is_main():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def work(todo: Sequence[Job]) -> None:
+    """Runs the jobs that are not done, leaving those to others that others are at."""
+    with tqdm(total=len(todo), unit="run", dynamic_ncols=True) as progress:
+        while left := [job for job in todo if not job.result.exists()]:
+            progress.update(len(todo) - len(left) - progress.n)
+            for job in left:
+                if job.needs is not None and not job.needs.exists():
+                    continue
+                with _claimed(job.folder) as mine:
+                    if mine and not job.result.exists():
+                        progress.set_postfix_str("/".join(job.folder.parts[-3:]))
+                        job.run()
+                        break  # look again what is done
+            else:
+                time.sleep(_POLL_SECONDS)  # all that could be done is being done by others
+        progress.update(len(todo) - progress.n)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process may work in the folder; the claim ends with the process at the latest.
+
+    Processes of one run all work on the same.
+    """
+    if jax.process_count() > 1:
+        yield True
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(folder.name + ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def perplexities(config: Any, table: Table, out: Path) -> dict[str, float]:
+    """Held-out perplexity by pre-training, where the table has it."""
+    if not table.perplexity:
+        return {}
+    found = {}
+    for row in table.rows:
+        report = json.loads((out / "pretraining" / row.pretraining / "report.json").read_text())
+        found[row.pretraining] = report["held_out"]["mlm_perplexity"]
+    return found
+
+
+def plan_pretrainings(config: Any, target: tpu.Slice) -> None:
+    """Compiles each pre-training of the table for the slice, and prints what it takes."""
+    if config.table in FROM_CHECKPOINT:
+        raise UserError(f"table {config.table} pre-trains nothing")
+    total = 0.0
+    for name in dict.fromkeys(
+        row.pretraining for row in get_table(config.table, config.scale).rows
+    ):
+        one = pretraining_config(config, name)
+        if one.dtype == "auto":
+            one.dtype = "bfloat16"
+        tokenizer = (
+            open_corpus(one.corpus).tokenizer if one.corpus else plan.stand_in_tokenizer(30522)
+        )
+        result = plan.plan(one, build_objective(one, tokenizer), target)
+        hours = result.get("chip_hours")
+        total += hours or 0.0
+        shown = f"~{hours:,.0f} chip-hours" if hours is not None else "does not fit"
+        print(f"{name}: {shown}")
+    print(f"all: ~{total:,.0f} chip-hours of {target.name}, pre-training alone")
+
+
+if __name__ == "__main__":
+    errors.run(main)

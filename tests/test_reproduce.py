@@ -1,0 +1,274 @@
+"""Reproducing tables: what is run, that it is run once, and what the table says of it."""
+
+import dataclasses
+import json
+import statistics
+
+import pytest
+from tiny_corpus import one_device, overrides
+
+from bert_jax import reproduce, sharding
+from bert_jax.config import check_ranges, encoder_config
+from bert_jax.errors import UserError
+from bert_jax.paper import BASE, SIZES, TASKS, columns, get_table, size_name
+from bert_jax.reproduce_report import Cell, compare, summarise
+from bert_jax.tasks import get_task
+from configs import reproduce as config_file
+
+SENTENCES = ["the ship sees the island", "the bread cuts the oven", "the wolf leads the hill"]
+
+
+def make_config(arg: str, corpus_path="", **finetuning):
+    config = config_file.get_config(arg)
+    config.seeds = 2
+    config.pretraining.update_from_flattened_dict(
+        overrides(
+            steps=10,
+            corpus=str(corpus_path),
+            short_phase__share=0.0,
+            checkpoint_every=4,
+            model__layers=1,
+        )
+    )
+    for task in config.finetuning:
+        values = {"epochs": 1.0, "batch_size": 8, "max_length": 24, "bilstm_width": 8}
+        config.finetuning[task].update({**values, **finetuning})
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_mesh():
+    """On one device: many programs are compiled here, and none is about devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda *_: one_device())
+        patch.setattr(reproduce, "get_table", short_table)
+        yield
+
+
+def short_table(name, scale):
+    """Without the pre-trainings that differ little in how they are run."""
+    table = get_table(name, scale)
+    rows = tuple(row for row in table.rows if not row.pretraining.startswith("no_nsp"))
+    return dataclasses.replace(table, rows=rows)
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory):
+    """A folder like GLUE's, with CoLA in it."""
+    folder = tmp_path_factory.mktemp("glue")
+    (folder / "CoLA").mkdir()
+    for split, count in (("train", 24), ("dev", 12)):
+        lines = [f"src\t{i % 2}\t\t{SENTENCES[i % 3]}." for i in range(count)]
+        (folder / "CoLA" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(corpus_path, glue, tmp_path_factory):
+    """Three rows of table 5 at a scale of seconds."""
+    folder = tmp_path_factory.mktemp("out")
+    config = make_config("table=5,tasks=cola+mrpc", corpus_path)
+    config.glue = str(glue)
+    reproduce.reproduce(config, folder)
+    return folder
+
+
+# What the tables are.
+
+
+@pytest.mark.parametrize("scale", SIZES)
+@pytest.mark.parametrize("table", TASKS)
+def test_every_table_at_every_scale_is_of_valid_runs(table, scale):
+    config = config_file.get_config(f"table={table},scale={scale}")
+    rows = get_table(table, scale).rows
+    names = {column.name for task in config.finetuning for column in columns(table, task, True)}
+    for row in rows:
+        one = reproduce.pretraining_config(config, row.pretraining)
+        check_ranges(one)
+        encoder_config(one.model.to_dict(), 100, "float32")
+        assert one.keep_every % one.checkpoint_every == 0 and one.keep_every * 5 == one.steps
+    if scale == "paper":
+        assert any(row.published for row in rows) or table == "figure5"
+        assert {n for row in rows for n in row.published} - names <= {"perplexity"}
+
+
+def test_the_variants_of_table_5():
+    config = config_file.get_config("table=5,scale=paper")
+    settings = {
+        row.label: (one.nsp, one.pairs, one.model.causal, row.finetuning.get("bilstm", 0))
+        for row in get_table("5", "paper").rows
+        if (one := reproduce.pretraining_config(config, row.pretraining))
+    }
+    assert settings == {
+        "BERT": (True, True, False, 0),
+        "No NSP": (False, False, False, 0),
+        "No NSP, pairs kept": (False, True, False, 0),
+        "LTR & No NSP": (False, False, True, 0),
+        "+ BiLSTM": (False, False, True, 2),
+    }
+
+
+def test_the_sizes_of_table_6_keep_the_papers_proportions():
+    for sizes in SIZES.values():
+        layers, width, heads = sizes[BASE]
+        assert [size[0] for size in sizes] == [layers // 4, layers // 2, layers // 2, layers,
+                                               layers, 2 * layers]  # fmt: skip
+        assert [size[1] for size in sizes[:4]] == [width] * 4
+        assert sizes[1][2] * 4 == heads
+    assert size_name(SIZES["paper"][1]) == "L6_H768_A3"
+
+
+def test_the_mixtures_of_table_8():
+    config = config_file.get_config("table=8,scale=paper")
+    shares = []
+    for row in get_table("8", "paper").rows:
+        masking = reproduce.pretraining_config(config, row.pretraining).masking
+        mask, random = round(100 * masking.mask_share), round(100 * masking.random_share)
+        shares.append((mask, 100 - mask - random, random))
+        assert row.label == "{} MASK, {} SAME, {} RND".format(*shares[-1])
+    assert shares == [(80, 10, 10), (100, 0, 0), (80, 0, 20), (80, 20, 0), (0, 20, 80), (0, 0, 100)]
+
+
+# Running.
+
+
+def test_the_table_is_made_of_its_runs(out):
+    table = json.loads((out / "table5_laptop" / "table.json").read_text())
+    assert [row["label"] for row in table["rows"]][-1] == "+ BiLSTM"
+    for row in table["rows"]:
+        (cell,) = row["cells"].values()
+        assert len(cell["runs"]) == 2
+        for folder, score in zip(cell["runs"], cell["scores"], strict=True):
+            results = json.loads((out / folder / "results.json").read_text())
+            assert 100 * results["scores"]["dev"][get_task("cola").metric] == score
+            config = json.loads((out / folder / "config.json").read_text())
+            assert config["init_from"] == str(out / "pretraining" / row["pretraining"])
+            assert config["model"]["causal"] == (row["pretraining"] == "ltr")
+            assert config["bilstm"] == (2 if row["label"] == "+ BiLSTM" else 0)
+        assert cell["mean"] == statistics.fmean(cell["scores"])
+    text = (out / "table5_laptop" / "table.md").read_text()
+    assert "- mrpc is left out: " in text and "MRPC is not there" in text
+    assert (out / "table5_laptop" / "table.png").stat().st_size > 0
+    assert {path.name for path in (out / "pretraining").iterdir() if path.is_dir()} == {
+        "BERT",
+        "ltr",
+    }
+
+
+def test_what_is_there_is_not_run_again(out, corpus_path, glue, monkeypatch):
+    """Another table takes the same pre-trainings; a run that is gone is run again, alone."""
+    started = []
+    monkeypatch.setattr(reproduce, "pretrain", lambda config, folder: started.append(folder))
+    real = reproduce.finetune.finetune
+
+    def counting(config, folder):
+        started.append(folder)
+        return real(config, folder)
+
+    monkeypatch.setattr(reproduce.finetune, "finetune", counting)
+    config = make_config("table=5,tasks=cola", corpus_path)
+    config.glue = str(glue)
+    lost = out / "finetuning" / "ltr" / "cola" / "default" / "seed1" / "results.json"
+    lost.unlink()
+    reproduce.reproduce(config, out)
+    assert started == [lost.parent]
+    started.clear()
+    config = make_config("table=figure5,tasks=cola", corpus_path)
+    config.glue, config.seeds = str(glue), 1
+    reproduce.reproduce(config, out)
+    # The last points are table 5's.
+    assert [str(folder.relative_to(out / "finetuning")) for folder in started] == [
+        f"ltr@{share}/cola/default/seed0" for share in (0.2, 0.4, 0.6, 0.8)
+    ]
+    start = json.loads((started[0] / "config.json").read_text())["init_from"]
+    assert start == str(out / "pretraining" / "ltr" / "checkpoints" / "2")
+    assert (out / "figure5_laptop" / "table.png").stat().st_size > 0
+
+
+def test_what_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
+    ran = []
+
+    def job(name, needs=None):
+        result = tmp_path / name / "result"
+
+        def run():
+            ran.append(name)
+            result.parent.mkdir(parents=True)
+            result.touch()
+
+        return reproduce.Job(tmp_path / name, result, run, needs)
+
+    first, second = job("first"), job("second")
+    third = job("third", needs=first.result)
+    with reproduce._claimed(first.folder) as mine:
+        assert mine
+
+        def the_other_finishes(seconds):
+            assert ran == ["second"]  # the third waits for the first
+            first.run()
+
+        monkeypatch.setattr(reproduce.time, "sleep", the_other_finishes)
+        reproduce.work([first, second, third])
+    assert ran == ["second", "first", "third"]
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("arg", "changes", "message"),
+    [
+        ("table=5,tasks=cola", {}, "no task has data: cola is left out: no data"),
+        ("table=1,tasks=cola", {"glue": True}, "table 1 is fine-tuned from --config.checkpoint"),
+        ("table=7,tasks=cola", {"glue": True}, "--config.pretraining.corpus=FOLDER is needed"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_runs(arg, changes, message, glue, tmp_path):
+    config = make_config(arg)
+    config.glue = str(glue) if changes else ""
+    with pytest.raises(UserError, match=message):
+        reproduce.reproduce(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_tables_tasks_and_grids():
+    for arg, message in (
+        ("table=9", "table '9' is unknown; known: 1, 2"),
+        ("table=5,tasks=colla", "task 'colla' is unknown"),
+        ("table=5,grid=big", "grid 'big' is unknown"),
+        ("table=5,scale=moon", "scale 'moon' is unknown"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config_file.get_config(arg)
+
+
+# What the table says.
+
+
+def test_differences_within_the_noise_are_told_from_others():
+    """Welch: for 3 + 3 values of deviation 1, means 2 apart have p = 0.07 and 5 apart p = 0.004."""
+    assert compare([10, 11, 12], [12, 13, 14]) == "noise"
+    assert compare([10, 11, 12], [15, 16, 17]) == "below"
+    assert compare([15, 16, 17], [10, 11, 12]) == "above"
+    assert compare([5, 5, 5], [6, 6, 6]) == "below"
+    assert compare([5, 5, 5], [5, 5, 5]) == "noise"
+    assert compare([90], [10, 11]) == "noise"  # one run tells nothing
+
+
+def test_of_a_grid_the_setting_with_the_best_mean_counts(tmp_path):
+    config = make_config("table=4,tasks=codah,grid=paper")
+    table = get_table("4", "laptop")
+    (column,) = columns("4", "codah", False)
+    runs = reproduce.runs(config, table.rows[0], column, tmp_path)
+    assert len(runs) == 4
+    for place, results in enumerate(runs.values()):
+        for result in results:
+            result.folder.mkdir(parents=True)
+            accuracy = 0.5 + 0.1 * (place == 2) + 0.01 * result.seed
+            scores = {"dev": {"accuracy": accuracy}}
+            line = {"task": "codah", "scores": scores, "collapsed": False}
+            result.path.write_text(json.dumps(line))
+    (row,) = summarise(table, [Cell(table.rows[0], column, runs)], {})
+    cell = row["cells"]["codah"]
+    assert cell["setting"] == "learning_rate=3e-05,batch_size=32,epochs=3"
+    assert cell["mean"] == pytest.approx(60.5) and len(cell["runs"]) == 8
