@@ -4,6 +4,7 @@ Map of the package, from the top down (imports go downwards only):
   main, prepare      entries: pre-train; raw text -> tokenised corpus with its vocabulary
   finetune, score    entries: fine-tune, evaluate, predict; official metrics of a prediction file
   features, convert  entries: frozen activations; weights in and out
+  plan, reproduce    entries: what a config costs on a TPU slice; a table or figure of the paper
   report             (and task_report) what a run leaves behind for people
   inference          (and task_inference) `load(path)` -> fill_mask, embed, classify, answer ...
   hugging_face, tf1  models of others <-> ours, by the table of names and layouts in `published`

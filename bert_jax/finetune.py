@@ -118,7 +118,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         "parameters": sum(x.size for x in jax.tree.leaves(best)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "padding": buckets.padding(
-            _lengths(features), config.batch_size, config.seed, phase.stop, longest
+            [f.arrays for f in features], config.batch_size, config.seed, phase.stop, longest
         ),
     }
 
@@ -275,10 +275,6 @@ def _same_labels(before: Mapping[str, Any] | None, task: Task) -> bool:
     now = json.loads(json.dumps(tasks.to_dict(task)))
     names = ("family", "labels", "kind")
     return before is not None and all(before.get(name) == now.get(name) for name in names)
-
-
-def _lengths(features: Sequence[Feature]) -> np.ndarray:
-    return np.array([feature.arrays["tokens"].shape[-1] for feature in features])
 
 
 def _fingerprint(features: Sequence[Feature]) -> str:

@@ -156,7 +156,7 @@ def test_similar_lengths_come_together():
     padded = sum(batch["tokens"].size for batch in batches)
     everything = 200 * 8 * 128
     shapes = {batch["tokens"].shape for batch in batches}
-    assert padding(LENGTHS, 8, 0, 200, 128) == {
+    assert padding(rows(LENGTHS), 8, 0, 200, 128) == {
         "text_tokens": real,
         "computed_tokens": padded,
         "computed_without_buckets": everything,
@@ -168,6 +168,24 @@ def test_similar_lengths_come_together():
     assert real / padded > 0.8
     assert real / everything < 0.5
     assert len(shapes) <= 7  # programs to compile
+
+
+def test_every_ending_of_a_choice_is_computed():
+    features = [
+        {
+            "tokens": np.ones((4, n), np.int32),
+            "segments": np.ones((4, n), np.int32),
+            "lengths": np.array([n, 3, 4, 5], np.int32),
+        }
+        for n in (10, 20, 40, 40)
+    ]
+    batches = list(train_batches(features, 2, 0, 6, 0, 64, 0, 6))
+    assert padding(features, 2, 0, 6, 64) == {
+        "text_tokens": sum(int(batch["lengths"].sum()) for batch in batches),
+        "computed_tokens": sum(batch["tokens"].size for batch in batches),
+        "computed_without_buckets": 6 * 2 * 4 * 64,
+        "widths": len({batch["tokens"].shape for batch in batches}),
+    }
 
 
 def test_train_batches_are_those_of_the_plan():

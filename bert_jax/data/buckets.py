@@ -83,21 +83,24 @@ def train_batches(
 
 
 def padding(
-    lengths: np.ndarray, batch_size: int, seed: int, steps: int, longest: int
+    features: Sequence[Arrays], batch_size: int, seed: int, steps: int, longest: int
 ) -> dict[str, int]:
     """What a run computes on.
 
     Returns: tokens of text; tokens with padding; the same without buckets, all padded to `longest`;
-    and the number of widths, each a program to compile. Of choices: the tokens of one each.
+    and the number of widths, each a program to compile.
     """
+    lengths = np.array([row["tokens"].shape[-1] for row in features])
+    tokens = np.array([np.sum(row.get("lengths", row["tokens"].shape[-1])) for row in features])
+    sequences = batch_size * features[0]["tokens"].size // lengths[0]  # a choice has several
     widths, text = [], 0
     for indices in train_plan(lengths, batch_size, seed, steps):
-        text += int(lengths[indices].sum())
+        text += int(tokens[indices].sum())
         widths.append(bucket_width(int(lengths[indices].max()), longest))
     return {
         "text_tokens": text,
-        "computed_tokens": batch_size * sum(widths),
-        "computed_without_buckets": batch_size * steps * longest,
+        "computed_tokens": int(sequences) * sum(widths),
+        "computed_without_buckets": int(sequences) * steps * longest,
         "widths": len(set(widths)),
     }
 
