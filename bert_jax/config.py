@@ -110,11 +110,6 @@ def _check_pretraining(config: Any) -> None:
         raise UserError("masking.mask_share and masking.random_share are over 1 together")
     if config.nsp and (config.model.causal or not config.pairs):
         raise UserError("nsp=true needs pairs=true and model.causal=false")
-    if config.keep_every % config.checkpoint_every:
-        raise UserError(
-            f"keep_every={config.keep_every} must be a multiple of "
-            f"checkpoint_every={config.checkpoint_every}"
-        )
     longest = config.seq_length
     if config.short_phase.share:
         longest = max(longest, config.short_phase.seq_length)

@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from bert_jax.errors import UserError
@@ -61,6 +63,14 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def agree(values: Sequence[bool]) -> list[bool]:
+    """What the main process says, on all of them: they must not decide by what each sees."""
+    if jax.process_count() == 1:
+        return list(values)
+    said = multihost_utils.broadcast_one_to_all(np.array(values, bool))
+    return [bool(value) for value in said]
 
 
 def lost_a_process(error: Exception) -> bool:

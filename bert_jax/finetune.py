@@ -31,7 +31,7 @@ from bert_jax.task_report import Examples, write_results, write_task
 from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features
 from bert_jax.workdir import prepare_workdir
 
-_MAY_CHANGE = (
+MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
 )  # fmt: skip
 _CUSTOM = {  # settings of a custom task, by family
@@ -82,7 +82,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         "train_features": _fingerprint(features),  # the order of batches is made of them
     }
     prepare_workdir(
-        workdir, described, _MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
+        workdir, described, MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
     )
     if (workdir / "results.json").exists():
         if distributed.is_main():

@@ -27,6 +27,7 @@ from bert_jax.data.loader import eval_batches, logged, train_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import model_flops
+from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
@@ -35,7 +36,7 @@ from bert_jax.weights import merge, open_model
 from bert_jax.workdir import prepare_workdir
 
 # What may change when a run is continued; anything else would make it another run.
-_MAY_CHANGE = (
+MAY_CHANGE = (
     "corpus", "init_from", "workers", "log_every", "eval_every", "eval_instances",
     "checkpoint_every", "keep_checkpoints", "keep_every", "mesh", "log_instances",
 )  # fmt: skip
@@ -83,9 +84,10 @@ def pretrain(config: Any, workdir: Path) -> None:
         last = phases[-1]
         batches = held_out_batches(config, corpus, last.seq_length, last.batch_size)
         write_report(workdir, corpus, objective, params, config.steps, held_out, batches)
+    distributed.wait_for_all("the report is written")
 
 
-def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM | LeftToRight:
+def build_objective(config: Any, tokenizer: Tokenizer) -> LanguageModel:
     """The objective of a pre-training config."""
     encoder = encoder_config(config.model.to_dict(), tokenizer.vocab_size, config.dtype)
     never = (tokenizer.cls_id, tokenizer.sep_id)
@@ -106,7 +108,7 @@ def build_objective(config: Any, tokenizer: Tokenizer) -> MaskedLM | LeftToRight
 
 
 def build_phases(
-    config: Any, corpus: Corpus, objective: MaskedLM | LeftToRight, mesh: jax.sharding.Mesh
+    config: Any, corpus: Corpus, objective: LanguageModel, mesh: jax.sharding.Mesh
 ) -> list[train.Phase]:
     """One phase, or a short one and a long one (paper, A.2)."""
     return [_phase(config, corpus, objective, mesh, part) for part in stretches(config)]
@@ -115,7 +117,7 @@ def build_phases(
 def _phase(
     config: Any,
     corpus: Corpus,
-    objective: MaskedLM | LeftToRight,
+    objective: LanguageModel,
     mesh: jax.sharding.Mesh,
     part: Stretch,
 ) -> train.Phase:
@@ -177,7 +179,7 @@ def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
         encoder_config(model, corpus.tokenizer.vocab_size, "float32")
         for model in (config.model.to_dict(), source.model)
     )
-    for name in ("activation", "norm_epsilon"):  # what shapes do not show
+    for name in ("activation", "norm_epsilon", "causal"):  # what shapes do not show
         if (value := getattr(there, name)) != getattr(here, name):
             raise UserError(f"init_from={config.init_from} has {value} as its model.{name}")
     wanted = trainer.abstract_state["params"]
@@ -189,8 +191,14 @@ def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
     return jax.device_put(params, jax.tree.map(lambda x: x.sharding, wanted))
 
 
-def _same_file(name: str, one: Path, other: Path) -> bool:
-    return (one / name).read_bytes() == (other / name).read_bytes()
+def check_corpus(workdir: Path, corpus: Path) -> None:
+    """Checks that a run is on this corpus, whose folder may have moved; what is in it decides.
+
+    Raises: UserError: it is on another.
+    """
+    ours, theirs = (folder / "corpus.json" for folder in (workdir, corpus))
+    if ours.read_bytes() != theirs.read_bytes():
+        raise UserError(f"{workdir} holds a run on another corpus than {corpus}")
 
 
 def _prepare(config: Any, corpus: Corpus, workdir: Path) -> None:
@@ -199,12 +207,8 @@ def _prepare(config: Any, corpus: Corpus, workdir: Path) -> None:
     def copy(folder: Path) -> None:
         shutil.copy(corpus.path / "corpus.json", folder / "corpus.json")
 
-    def check() -> None:
-        # The folder may have moved, but what is in it decides every batch.
-        if not _same_file("corpus.json", workdir, corpus.path):
-            raise UserError(f"{workdir} holds a run on another corpus than {corpus.path}")
-
-    prepare_workdir(workdir, config.to_dict(), _MAY_CHANGE, corpus.tokenizer, copy, check)
+    check = functools.partial(check_corpus, workdir, corpus.path)
+    prepare_workdir(workdir, config.to_dict(), MAY_CHANGE, corpus.tokenizer, copy, check)
 
 
 def _required(value: str, flag: str) -> str:

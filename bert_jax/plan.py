@@ -31,7 +31,7 @@ import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,7 @@ from bert_jax.errors import UserError
 from bert_jax.files import write_whole
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
-from bert_jax.objectives.ltr import LeftToRight
-from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.objectives.base import LanguageModel
 from bert_jax.plan_text import plan_text, search_text
 from bert_jax.program import Program, read_program
 
@@ -93,7 +92,7 @@ def stand_in_tokenizer(vocab_size: int) -> Any:
     )
 
 
-def plan(config: Any, objective: MaskedLM | LeftToRight, target: tpu.Slice) -> Plan:
+def plan(config: Any, objective: LanguageModel, target: tpu.Slice) -> Plan:
     """The config as it is, each phase with its sequence length."""
     phases: list[Plan] = [
         {"start": part.start, "stop": part.stop}
@@ -126,7 +125,7 @@ def _described(config: Any, target: tpu.Slice) -> Plan:
 
 def compile_step(
     config: Any,
-    objective: MaskedLM | LeftToRight,
+    objective: LanguageModel,
     target: tpu.Slice,
     seq_length: int,
     batch_size: int,
@@ -282,7 +281,7 @@ def estimate(
     }
 
 
-def search(config: Any, objective: MaskedLM | LeftToRight, target: tpu.Slice) -> Plan:
+def search(config: Any, objective: LanguageModel, target: tpu.Slice) -> Plan:
     """The most rows a device holds at a time, at the longest sequence, by rematerialisation."""
     mesh = sharding.make_mesh(config.mesh, target.devices)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -295,7 +294,7 @@ def search(config: Any, objective: MaskedLM | LeftToRight, target: tpu.Slice) ->
         trial = config.copy_and_resolve_references()
         trial.accumulation = 1
         changed = dataclasses.replace(
-            objective, encoder=dataclasses.replace(objective.encoder, remat=remat)
+            cast(Any, objective), encoder=dataclasses.replace(objective.encoder, remat=remat)
         )
         tries.append(
             {"remat": remat, **compile_step(trial, changed, target, seq_length, rows * shards)}

@@ -15,7 +15,7 @@ from bert_jax.data.corpus import Corpus, Split
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.files import write_whole
 from bert_jax.metrics import read_metrics
-from bert_jax.objectives.ltr import LeftToRight
+from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.mlm import MaskedLM
 
 matplotlib.use("Agg")
@@ -25,7 +25,7 @@ _EXAMPLES = 5
 
 
 def write_report(
-    workdir: Path, corpus: Corpus, objective: MaskedLM | LeftToRight, params: Any, steps: int,
+    workdir: Path, corpus: Corpus, objective: LanguageModel, params: Any, steps: int,
     held_out: dict[str, float], batches: Iterable[Mapping[str, np.ndarray]],
 ) -> None:  # fmt: skip
     """Writes the report of a finished run and prints it.
@@ -60,7 +60,7 @@ def is_finished(workdir: Path, steps: int) -> bool:
 
 
 def baselines(
-    corpus: Corpus, objective: MaskedLM | LeftToRight, batches: Iterable[Mapping[str, np.ndarray]]
+    corpus: Corpus, objective: LanguageModel, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
     """What no model is needed for, on the very tokens and pairs of the held-out evaluation.
 
@@ -93,7 +93,7 @@ def baselines(
 
 
 def fill_mask_examples(
-    corpus: Corpus, objective: MaskedLM | LeftToRight, params: Any
+    corpus: Corpus, objective: LanguageModel, params: Any
 ) -> list[dict[str, Any]]:
     """Sentences of held-out text with one whole word masked, and the model's guesses."""
     tokenizer = corpus.tokenizer

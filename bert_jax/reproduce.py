@@ -27,11 +27,12 @@ import jax
 from tqdm import tqdm
 
 from bert_jax import distributed, errors, finetune, plan, tpu
+from bert_jax import main as pretraining
 from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR
+from bert_jax.config import check_ranges
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
 from bert_jax.grid import name_of, settings
-from bert_jax.main import build_objective, pretrain
 from bert_jax.paper import (
     FROM_CHECKPOINT,
     PRETRAININGS,
@@ -45,6 +46,7 @@ from bert_jax.paper import (
 )  # fmt: skip
 from bert_jax.reproduce_report import Cell, Result, write_table
 from bert_jax.tasks import TASKS, family
+from bert_jax.workdir import check_same
 
 # Folders of GLUE's archive.
 _GLUE = {
@@ -56,12 +58,14 @@ _POLL_SECONDS = 5.0  # between looks at what other processes are doing
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run: done when `result` exists; ready when `needs` does."""
+    """A run in a folder: done when its `result` is there, ready when that of `needs` is."""
 
     folder: Path
     result: Path
     run: Callable[[], Any]
     needs: Path | None = None
+    config: Any = None  # what the run in the folder must have been made with
+    may_change: Sequence[str] = ()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -82,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
 def reproduce(config: Any, out: Path) -> list[Cell]:
     """Runs what is not there yet, and writes the table."""
     table, columns_, left_out = layout(config)
+    out = out / config.scale
     if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs
         jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
     for line in left_out:
@@ -91,9 +96,14 @@ def reproduce(config: Any, out: Path) -> list[Cell]:
         for row in table.rows
         for column in columns_
     ]
-    work(jobs(config, table, cells, out))
-    name = config.table if config.table.startswith("figure") else f"table{config.table}"
-    folder = out / f"{name}_{config.scale}"
+    todo = jobs(config, table, cells, out)
+    for job in todo:
+        if job.result.exists():  # else the run itself checks
+            check_same(job.folder, job.config.to_dict(), job.may_change, whole=False)
+            if "pretraining" in job.folder.parts[-2:]:
+                pretraining.check_corpus(job.folder, Path(job.config.corpus))
+    work(todo)
+    folder = out / (config.table if config.table.startswith("figure") else f"table{config.table}")
     if distributed.is_main():
         write_table(folder, table, cells, perplexities(config, table, out), left_out)
         print((folder / "table.md").read_text(encoding="utf-8"))
@@ -114,14 +124,27 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
             where = f"{one.data} is not there" if one.data else "no data"
             left_out.append(f"{task} is left out: {where} (--config.finetuning.{task}.data=FOLDER)")
             continue
-        found += columns(config.table, task, family(TASKS[task]) == "tagging")
+        check_ranges(one)
+        # Now, not after hours of pre-training.
+        splits = finetune.read_splits(finetune.build_task(one), one)
+        for column in columns(config.table, task, family(TASKS[task]) == "tagging"):
+            if column.split in splits:
+                found.append(column)
+            else:
+                left_out.append(f"{column.name} is left out: {one.data} has no such split")
     if not found:
         raise UserError(f"no task has data: {'; '.join(left_out)}")
     if config.table in FROM_CHECKPOINT and not config.checkpoint:
         raise UserError(f"table {config.table} is fine-tuned from --config.checkpoint=MODEL")
-    if not config.checkpoint and not config.pretraining.corpus:
+    given = starts_from_checkpoint(config)
+    if config.checkpoint and not given:
+        raise UserError(f"table {config.table} pre-trains its own models: no --config.checkpoint")
+    if not given and not config.pretraining.corpus:
         raise UserError("--config.pretraining.corpus=FOLDER is needed (bert_jax.prepare makes it)")
-    return get_table(config.table, config.scale), found, left_out
+    table = get_table(config.table, config.scale)
+    for row in () if given else table.rows:
+        check_ranges(pretraining_config(config, row.pretraining))
+    return table, found, left_out
 
 
 def _is_there(data: str) -> bool:
@@ -141,12 +164,7 @@ def pretraining_config(config: Any, name: str) -> Any:
         one.model.layers, one.model.width, one.model.heads = sizes[name]
     else:
         one.update_from_flattened_dict(dict(PRETRAININGS[name]))
-    # Checkpoints along the way, for figure 5.
-    one.keep_every = max(one.steps // 5, 1)
-    pieces = -(-one.keep_every // one.checkpoint_every)
-    while one.keep_every % pieces:
-        pieces += 1
-    one.checkpoint_every = one.keep_every // pieces
+    one.keep_every = max(one.steps // 10, 1)  # along the way, for figure 5
     return one
 
 
@@ -164,8 +182,14 @@ def runs(config: Any, row: Row, column: Column, out: Path) -> dict[str, list[Res
             Result(base / name_of(point) / f"seed{seed}", seed, column.split, metric)
             for seed in range(config.seeds)
         ]
-        for point in settings(config.grid)
+        for point in points(config, row, column)
     }
+
+
+def points(config: Any, row: Row, column: Column) -> list[dict[str, Any]]:
+    """The settings to try: of the grid for GLUE, as the paper did; else the task's own alone."""
+    features = {**row.finetuning, **column.finetuning}.get("features")
+    return settings(config.grid if column.task in _GLUE and not features else "none")
 
 
 def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Job]:
@@ -176,8 +200,10 @@ def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Jo
         folder = out / "pretraining" / row.pretraining
         if not given and folder not in found:
             one = pretraining_config(config, row.pretraining)
-            run = _call(pretrain, one, folder)
-            found[folder] = Job(folder, folder / "report.json", run)
+            run = _call(pretraining.pretrain, one, folder)
+            found[folder] = Job(
+                folder, folder / "report.json", run, None, one, pretraining.MAY_CHANGE
+            )
     for cell in cells:
         folder = out / "pretraining" / cell.row.pretraining
         start = Path(config.checkpoint) if given else folder
@@ -185,14 +211,17 @@ def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Jo
             one = pretraining_config(config, cell.row.pretraining)
             kept = round(cell.row.share * one.steps / one.keep_every) * one.keep_every
             start = folder / "checkpoints" / str(kept)
-        for point in settings(config.grid):
+        for point in points(config, cell.row, cell.column):
             for result in cell.runs[name_of(point)]:
                 one = config.finetuning[cell.column.task].copy_and_resolve_references()
                 changes = {**point, **cell.row.finetuning, **cell.column.finetuning}
                 one.update({**changes, "seed": result.seed, "init_from": str(start)})
                 needs = None if given else folder / "report.json"
                 run = _call(finetune_quietly, one, result.folder)
-                found.setdefault(result.folder, Job(result.folder, result.path, run, needs))
+                # Which model a run began from matters where the folders do not say it.
+                free = [n for n in finetune.MAY_CHANGE if n != "init_from" or not given]
+                job = Job(result.folder, result.path, run, needs, one, free)
+                found.setdefault(result.folder, job)
     return list(found.values())
 
 
@@ -207,43 +236,42 @@ def finetune_quietly(config: Any, folder: Path) -> None:
         finetune.finetune(config, folder)
     if distributed.is_main():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    distributed.wait_for_all("the checkpoints are gone")
 
 
 def work(todo: Sequence[Job]) -> None:
     """Runs the jobs that are not done, leaving those to others that others are at."""
     with tqdm(total=len(todo), unit="run", dynamic_ncols=True) as progress:
-        while left := [job for job in todo if not job.result.exists()]:
-            progress.update(len(todo) - len(left) - progress.n)
-            for job in left:
-                if job.needs is not None and not job.needs.exists():
+        while True:
+            done = distributed.agree([job.result.exists() for job in todo])
+            progress.update(sum(done) - progress.n)
+            if all(done):
+                return
+            results = {job.result for job, is_done in zip(todo, done, strict=True) if is_done}
+            for job in todo:
+                if job.result in results or not (job.needs is None or job.needs in results):
                     continue
                 with _claimed(job.folder) as mine:
-                    if mine and not job.result.exists():
+                    if mine and distributed.agree([not job.result.exists()])[0]:
                         progress.set_postfix_str("/".join(job.folder.parts[-3:]))
                         job.run()
                         break  # look again what is done
             else:
                 time.sleep(_POLL_SECONDS)  # all that could be done is being done by others
-        progress.update(len(todo) - progress.n)
 
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process may work in the folder; the claim ends with the process at the latest.
-
-    Processes of one run all work on the same.
-    """
-    if jax.process_count() > 1:
-        yield True
-        return
+    """Whether this run may work in the folder; the claim ends at the latest with the process."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(folder.name + ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        mine = True
+        if distributed.is_main():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                mine = False
+        yield distributed.agree([mine])[0]
 
 
 def perplexities(config: Any, table: Table, out: Path) -> dict[str, float]:
@@ -271,7 +299,7 @@ def plan_pretrainings(config: Any, target: tpu.Slice) -> None:
         tokenizer = (
             open_corpus(one.corpus).tokenizer if one.corpus else plan.stand_in_tokenizer(30522)
         )
-        result = plan.plan(one, build_objective(one, tokenizer), target)
+        result = plan.plan(one, pretraining.build_objective(one, tokenizer), target)
         hours = result.get("chip_hours")
         total += hours or 0.0
         shown = f"~{hours:,.0f} chip-hours" if hours is not None else "does not fit"

@@ -13,6 +13,7 @@ import scipy.stats
 
 from bert_jax.files import write_whole
 from bert_jax.paper import Column, Row, Table
+from bert_jax.tasks import TASKS, family
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -55,7 +56,7 @@ class Cell:
 def _score(run: Result) -> float:
     results = run.read()
     value = results["scores"][run.split][run.metric]
-    return value if results["task"].startswith(("squad", "korquad")) else 100 * value
+    return value if family(TASKS[results["task"]]) == "answering" else 100 * value
 
 
 def compare(ours: Sequence[float], reference: Sequence[float]) -> str:
@@ -80,8 +81,9 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """A dictionary a row, as in `table.json`: its cells with every run."""
     summary = []
-    reference: dict[str, list[float]] = {}
+    found = {(cell.row.label, cell.column.name): cell.scores()[1] for cell in cells}
     for row in table.rows:
+        reference = row.reference or table.rows[0].label
         entry: dict[str, Any] = {"label": row.label, "pretraining": row.pretraining, "cells": {}}
         if row.pretraining in perplexities:
             entry["perplexity"] = perplexities[row.pretraining]
@@ -91,14 +93,14 @@ def summarise(
                 continue
             name = cell.column.name
             point, scores = cell.scores()
-            first = name not in reference
-            reference.setdefault(name, scores)
             entry["cells"][name] = {
                 "setting": point,
                 "scores": scores,
                 "mean": statistics.fmean(scores),
                 "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
-                "difference": "" if first else compare(scores, reference[name]),
+                "difference": ""
+                if row.label == reference
+                else compare(scores, found[reference, name]),
                 "collapsed": sum(run.read()["collapsed"] for run in cell.runs[point]),
                 "published": row.published.get(name),
                 "runs": [str(run.folder) for runs in cell.runs.values() for run in runs],
@@ -127,18 +129,17 @@ def as_markdown(table: Table, summary: Sequence[Mapping[str, Any]], notes: Seque
             text = f"{cell['mean']:.1f}"
             if cell["deviation"] is not None:
                 text += f" ± {cell['deviation']:.1f}"
+            text += f", n={len(cell['scores'])}"
             text += {"above": " ↑", "below": " ↓", "noise": " ≈", "": ""}[cell["difference"]]
             if cell["collapsed"]:
                 text += f" ({cell['collapsed']} collapsed)"
             cells.append(_with_published(text, cell["published"]))
         lines.append(f"| {' | '.join(cells)} |")
-    counts = sorted({len(c["scores"]) for entry in summary for c in entry["cells"].values()})
     lines += [
         "",
-        f"Dev scores in percent: mean ± standard deviation over n = "
-        f"{', '.join(map(str, counts))} seeds of fine-tuning; in brackets the paper's. Beside the "
-        "first row: ↑ above, ↓ below, ≈ no more than noise (Welch's t-test, 5%). Each row is one "
-        "pre-training, so its own chance is not in the spread.",
+        "Dev scores in percent: mean ± standard deviation over n seeds of fine-tuning; in brackets "
+        "the paper's. Beside the first row: ↑ above, ↓ below, ≈ no more than noise (Welch's "
+        "t-test, 5%). Each row is one pre-training, so its own chance is not in the spread.",
         *([table.note] if table.note else []),
         *(f"- {note}" for note in notes),
         "",

@@ -55,7 +55,7 @@ class Schedule:
     eval_every: int
     checkpoint_every: int
     keep_checkpoints: int = 2  # the newest
-    keep_every: int = 0  # steps; those at multiples of it stay
+    keep_every: int = 0  # steps; at multiples of it one is saved, and stays
     best: str = ""  # held-out metric whose highest checkpoint is kept besides; empty: none
 
 
@@ -248,7 +248,8 @@ def run(
             progress.update()
             last = step == schedule.steps
             stops = request.reached(step) and not last
-            saves = last or stops or step % schedule.checkpoint_every == 0
+            kept = schedule.keep_every and step % schedule.keep_every == 0
+            saves = last or stops or kept or step % schedule.checkpoint_every == 0
             logs = last or step % schedule.log_every == 0
             score = None
             if logs or saves:

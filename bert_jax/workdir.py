@@ -12,6 +12,28 @@ from bert_jax.errors import UserError
 from bert_jax.files import write_whole
 
 
+def check_same(
+    workdir: Path, config: Mapping[str, Any], may_change: Collection[str], whole: bool = True
+) -> None:
+    """Checks that a work directory was made with this config.
+
+    may_change: fields that may differ. whole: if not, so may those that `config` does not have.
+    Raises: UserError, listing what differs.
+    """
+    before = json.loads((workdir / "config.json").read_text())
+    now = json.loads(json.dumps(config))
+    changed = [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in sorted(before.keys() | now.keys() if whole else now.keys())
+        if before.get(name) != now.get(name) and name not in may_change
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(changed)}); "
+            "choose another --workdir"
+        )
+
+
 def prepare_workdir(
     workdir: Path,
     config: Mapping[str, Any],
@@ -32,17 +54,7 @@ def prepare_workdir(
     """
     path = workdir / "config.json"
     if path.exists():
-        before, now = json.loads(path.read_text()), json.loads(json.dumps(config))
-        changed = [
-            f"{name} was {before.get(name)}, is {now.get(name)}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and name not in may_change
-        ]
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}); "
-                "choose another --workdir"
-            )
+        check_same(workdir, config, may_change)
         check()
     elif workdir.exists():
         # What a start that was killed may have left.

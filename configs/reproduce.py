@@ -12,8 +12,8 @@ Arguments (after the colon):
           layers of 512, sized for a day of one GPU or TPU VM, not yet measured. paper: the
           published settings and batch sizes; `--topology` prints what that costs on a slice.
   tasks   joined by +, as mrpc+cola; by default the paper's, at laptop scale others in their place.
-  grid    none: each task's own settings; paper: section 4.1; paper_a3; small. Default: paper for
-          tables 1-4 and at scale paper, else none.
+  grid    none: each task's own settings; paper: section 4.1; paper_a3; small. For GLUE's tasks;
+          the others keep the paper's own. Default: none at laptop scale, else paper.
 
 `config.pretraining` is a whole configs/pretrain.py and `config.finetuning.TASK` a whole
 configs/finetune.py: every field can be set. A task without data is left out, and that is said.
@@ -23,7 +23,8 @@ import ml_collections
 
 from bert_jax.config import choose, parse_arg
 from bert_jax.grid import GRIDS
-from bert_jax.paper import BASE, FROM_CHECKPOINT, LAPTOP_TASKS, SIZES, TASKS
+from bert_jax.paper import BASE, LAPTOP_TASKS, SIZES, TASKS
+from bert_jax.tasks import TASKS as KNOWN_TASKS
 from configs import finetune, pretrain
 
 # By scale: argument of configs/pretrain.py and of configs/finetune.py, and fields of the first.
@@ -55,11 +56,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     a = parse_arg(arg, table="5", scale="laptop", tasks="", grid="")
     choose("table", a.table, TASKS)
     pretraining, finetuning, fields = choose("scale", a.scale, SCALES)
-    published = a.table in FROM_CHECKPOINT or a.scale == "paper"
     config = ml_collections.ConfigDict()
     config.table = a.table
     config.scale = a.scale
-    config.grid = a.grid or ("paper" if published else "none")
+    config.grid = a.grid or ("none" if a.scale == "laptop" else "paper")
     choose("grid", config.grid, GRIDS)
     config.seeds = 5 if a.scale == "paper" else 3  # of each fine-tuning
     config.checkpoint = ""  # tables 1-4 and 7: the model to fine-tune; 7 pre-trains one if empty
@@ -73,6 +73,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.finetuning = ml_collections.ConfigDict()
     default = (LAPTOP_TASKS if a.scale == "laptop" else TASKS)[a.table]
     for task in a.tasks.split("+") if a.tasks else default.split():
+        choose("task", task, KNOWN_TASKS)
         one = finetune.get_config(f"task={task},{finetuning}")
         one.bilstm_width = width  # paper: 768, the width of BERT-Base
         if a.scale == "laptop":

@@ -16,6 +16,7 @@ from bert_jax.errors import UserError
 from bert_jax.inference import Model
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
+from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.objectives.ltr import LeftToRight
@@ -66,21 +67,22 @@ def test_a_position_sees_what_is_before_it_and_nothing_after():
 
 
 def test_the_loss_is_that_of_every_next_token_but_the_last_sep():
-    """Against a loop that gives the model one prefix after another."""
+    """Against a loop over prefixes, which hold nothing of what is to be predicted."""
     batch = some_batch()
     params = larger(OBJECTIVE.init, batch)
+    table = params["encoder"]["embeddings"]["token"]
     losses, hits = [], []
-    one = jax.jit(OBJECTIVE.loss, static_argnums=3)
     for row in range(2):  # the third weighs nothing
         for place in range(1, LENGTHS[row] - 1):
-            prefix = {name: x[row : row + 1] for name, x in batch.items()}
-            prefix["lengths"] = jnp.array([place + 1])
-            below = {**prefix, "lengths": jnp.array([place])}
-            with_token = one(params, prefix, KEY, False)[1]
-            without = one(params, below, KEY, False)[1]
-            losses.append(float(with_token["lm_loss"].sum - without["lm_loss"].sum))
-            hits.append(float(with_token["lm_accuracy"].sum - without["lm_accuracy"].sum))
-    mean, metrics = one(params, batch, KEY, False)
+            prefix = batch["tokens"][row : row + 1, :place]
+            mask = attention_mask(CONFIG, jnp.array([place]), place)
+            inputs = prefix, jnp.zeros_like(prefix), mask
+            last = apply(Encoder(CONFIG), params["encoder"], *inputs)[:, -1:]
+            logits = apply(MlmHead(CONFIG), params["mlm_head"], last, table)[0, 0]
+            token = int(batch["tokens"][row, place])
+            losses.append(-float(jax.nn.log_softmax(logits)[token]))
+            hits.append(float(jnp.argmax(logits) == token))
+    mean, metrics = jax.jit(OBJECTIVE.loss, static_argnums=3)(params, batch, KEY, False)
     assert len(losses) == float(mean.count) == (12 - 2) + (7 - 2)
     assert float(mean.value()) == pytest.approx(np.mean(losses), rel=1e-5)
     assert float(metrics["lm_accuracy"].value()) == pytest.approx(np.mean(hits), abs=1e-6)
@@ -92,8 +94,10 @@ def test_fine_tuning_is_causal_and_reads_the_last_token():
     params = larger(objective.init, batch)
     logits = objective.predict(params, batch)["logits"]
     for row, length in enumerate(LENGTHS):
-        first = batch | {"tokens": batch["tokens"].at[row, 1].add(1)}
-        assert not np.array_equal(objective.predict(params, first)["logits"][row], logits[row])
+        for place in (1, length - 1):
+            changed = batch | {"tokens": batch["tokens"].at[row, place].add(1)}
+            found = objective.predict(params, changed)["logits"][row]
+            assert not np.array_equal(found, logits[row])
         if length < 12:
             padding = batch | {"tokens": batch["tokens"].at[row, length].add(1)}
             np.testing.assert_array_equal(
@@ -105,13 +109,13 @@ def test_fine_tuning_is_causal_and_reads_the_last_token():
 def run(corpus, tmp_path_factory):
     """(work directory, final parameters) of a short run that keeps every fourth step."""
     config = small_config(
-        "size=tiny,objective=ltr", steps=12, checkpoint_every=2, keep_checkpoints=1, keep_every=4
+        "size=tiny,objective=ltr", steps=12, checkpoint_every=5, keep_checkpoints=1, keep_every=4
     )
     workdir = tmp_path_factory.mktemp("ltr")
     corpus.tokenizer.save(workdir / "tokenizer")
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     trainer, phases = make_trainer(config, corpus)
-    schedule = train.Schedule(12, 4, 12, 2, config.keep_checkpoints, config.keep_every)
+    schedule = train.Schedule(12, 4, 12, 5, config.keep_checkpoints, config.keep_every)
     state, held_out = train.run(trainer, phases, schedule, workdir)
     batches = main.held_out_batches(config, corpus, 32, 16)
     write_report(workdir, corpus, trainer.objective, state["params"], 12, held_out, batches)
@@ -160,6 +164,14 @@ def test_what_such_a_model_is_not_for_is_said(run, tmp_path):
         hugging_face.write(tmp_path / "hf", model)
 
 
+def test_models_that_look_both_ways_and_others_do_not_continue_one_another(run, corpus, tmp_path):
+    """Their parameters have the same names and shapes."""
+    config = small_config("size=tiny,nsp=false", init_from=str(run[0]))
+    trainer, _ = make_trainer(config, corpus)
+    with pytest.raises(UserError, match=r"has True as its model\.causal"):
+        main._initial_params(config, corpus, trainer)
+
+
 def test_the_two_readings_of_no_nsp(corpus):
     """Pairs without the loss, or contiguous text; neither has parameters for NSP."""
     for changes, pairs in (({"nsp": False}, True), ({"nsp": False, "pairs": False}, False)):
@@ -174,5 +186,3 @@ def test_the_two_readings_of_no_nsp(corpus):
     for changes in ({"pairs": False}, {"model__causal": True}):
         with pytest.raises(UserError, match=r"nsp=true needs pairs=true and model.causal=false"):
             check_ranges(small_config(**changes))
-    with pytest.raises(UserError, match="keep_every=5 must be a multiple of checkpoint_every=6"):
-        check_ranges(small_config(keep_every=5))

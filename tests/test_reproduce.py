@@ -7,11 +7,21 @@ import statistics
 import pytest
 from tiny_corpus import one_device, overrides
 
-from bert_jax import reproduce, sharding
+from bert_jax import reproduce, sharding, tpu
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.errors import UserError
-from bert_jax.paper import BASE, SIZES, TASKS, columns, get_table, size_name
-from bert_jax.reproduce_report import Cell, compare, summarise
+from bert_jax.paper import (
+    BASE,
+    SIZES,
+    TASKS,
+    Column,
+    Row,
+    Table,
+    columns,
+    get_table,
+    size_name,
+)  # fmt: skip
+from bert_jax.reproduce_report import Cell, Result, as_markdown, compare, summarise
 from bert_jax.tasks import get_task
 from configs import reproduce as config_file
 
@@ -48,7 +58,11 @@ def one_mesh():
 def short_table(name, scale):
     """Without the pre-trainings that differ little in how they are run."""
     table = get_table(name, scale)
-    rows = tuple(row for row in table.rows if not row.pretraining.startswith("no_nsp"))
+    rows = tuple(
+        dataclasses.replace(row, reference="")
+        for row in table.rows
+        if not row.pretraining.startswith("no_nsp")
+    )
     return dataclasses.replace(table, rows=rows)
 
 
@@ -70,7 +84,7 @@ def out(corpus_path, glue, tmp_path_factory):
     config = make_config("table=5,tasks=cola+mrpc", corpus_path)
     config.glue = str(glue)
     reproduce.reproduce(config, folder)
-    return folder
+    return folder / "laptop"
 
 
 # What the tables are.
@@ -86,7 +100,7 @@ def test_every_table_at_every_scale_is_of_valid_runs(table, scale):
         one = reproduce.pretraining_config(config, row.pretraining)
         check_ranges(one)
         encoder_config(one.model.to_dict(), 100, "float32")
-        assert one.keep_every % one.checkpoint_every == 0 and one.keep_every * 5 == one.steps
+        assert one.keep_every * 10 == one.steps
     if scale == "paper":
         assert any(row.published for row in rows) or table == "figure5"
         assert {n for row in rows for n in row.published} - names <= {"perplexity"}
@@ -133,7 +147,7 @@ def test_the_mixtures_of_table_8():
 
 
 def test_the_table_is_made_of_its_runs(out):
-    table = json.loads((out / "table5_laptop" / "table.json").read_text())
+    table = json.loads((out / "table5" / "table.json").read_text())
     assert [row["label"] for row in table["rows"]][-1] == "+ BiLSTM"
     for row in table["rows"]:
         (cell,) = row["cells"].values()
@@ -146,9 +160,9 @@ def test_the_table_is_made_of_its_runs(out):
             assert config["model"]["causal"] == (row["pretraining"] == "ltr")
             assert config["bilstm"] == (2 if row["label"] == "+ BiLSTM" else 0)
         assert cell["mean"] == statistics.fmean(cell["scores"])
-    text = (out / "table5_laptop" / "table.md").read_text()
+    text = (out / "table5" / "table.md").read_text()
     assert "- mrpc is left out: " in text and "MRPC is not there" in text
-    assert (out / "table5_laptop" / "table.png").stat().st_size > 0
+    assert (out / "table5" / "table.png").stat().st_size > 0
     assert {path.name for path in (out / "pretraining").iterdir() if path.is_dir()} == {
         "BERT",
         "ltr",
@@ -158,7 +172,9 @@ def test_the_table_is_made_of_its_runs(out):
 def test_what_is_there_is_not_run_again(out, corpus_path, glue, monkeypatch):
     """Another table takes the same pre-trainings; a run that is gone is run again, alone."""
     started = []
-    monkeypatch.setattr(reproduce, "pretrain", lambda config, folder: started.append(folder))
+    monkeypatch.setattr(
+        reproduce.pretraining, "pretrain", lambda config, folder: started.append(folder)
+    )
     real = reproduce.finetune.finetune
 
     def counting(config, folder):
@@ -170,19 +186,40 @@ def test_what_is_there_is_not_run_again(out, corpus_path, glue, monkeypatch):
     config.glue = str(glue)
     lost = out / "finetuning" / "ltr" / "cola" / "default" / "seed1" / "results.json"
     lost.unlink()
-    reproduce.reproduce(config, out)
+    reproduce.reproduce(config, out.parent)
     assert started == [lost.parent]
     started.clear()
     config = make_config("table=figure5,tasks=cola", corpus_path)
     config.glue, config.seeds = str(glue), 1
-    reproduce.reproduce(config, out)
+    reproduce.reproduce(config, out.parent)
     # The last points are table 5's.
     assert [str(folder.relative_to(out / "finetuning")) for folder in started] == [
-        f"ltr@{share}/cola/default/seed0" for share in (0.2, 0.4, 0.6, 0.8)
+        f"ltr@{share}/cola/default/seed0" for share in (0.1, 0.3, 0.5, 0.7)
     ]
     start = json.loads((started[0] / "config.json").read_text())["init_from"]
-    assert start == str(out / "pretraining" / "ltr" / "checkpoints" / "2")
-    assert (out / "figure5_laptop" / "table.png").stat().st_size > 0
+    assert start == str(out / "pretraining" / "ltr" / "checkpoints" / "1")
+    assert (out / "figure5" / "table.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("pretraining", {"learning_rate": 1e-4}, r"pretraining/BERT holds .*learning_rate was"),
+        (
+            "finetuning",
+            {"batch_size": 4},
+            r"seed0 holds a run with another config \(batch_size was 8",
+        ),
+    ],
+)
+def test_finished_runs_of_other_settings_are_not_taken(
+    section, change, message, out, corpus_path, glue
+):
+    config = make_config("table=5,tasks=cola", corpus_path)
+    config.glue = str(glue)
+    (config.pretraining if section == "pretraining" else config.finetuning.cola).update(change)
+    with pytest.raises(UserError, match=message):
+        reproduce.reproduce(config, out.parent)
 
 
 def test_what_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
@@ -221,11 +258,14 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
         ("table=5,tasks=cola", {}, "no task has data: cola is left out: no data"),
         ("table=1,tasks=cola", {"glue": True}, "table 1 is fine-tuned from --config.checkpoint"),
         ("table=7,tasks=cola", {"glue": True}, "--config.pretraining.corpus=FOLDER is needed"),
+        ("table=5,tasks=cola", {"glue": True, "checkpoint": "x"}, "pre-trains its own models"),
+        ("table=5,tasks=cola", {"glue": True, "epochs": 0.0}, "epochs=0 must be above 0"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_runs(arg, changes, message, glue, tmp_path):
-    config = make_config(arg)
+    config = make_config(arg, **{n: v for n, v in changes.items() if n == "epochs"})
     config.glue = str(glue) if changes else ""
+    config.checkpoint = changes.get("checkpoint", "")
     with pytest.raises(UserError, match=message):
         reproduce.reproduce(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -235,6 +275,7 @@ def test_unknown_tables_tasks_and_grids():
     for arg, message in (
         ("table=9", "table '9' is unknown; known: 1, 2"),
         ("table=5,tasks=colla", "task 'colla' is unknown"),
+        ("table=5,tasks=custom", "task 'custom' is unknown"),
         ("table=5,grid=big", "grid 'big' is unknown"),
         ("table=5,scale=moon", "scale 'moon' is unknown"),
     ):
@@ -256,9 +297,9 @@ def test_differences_within_the_noise_are_told_from_others():
 
 
 def test_of_a_grid_the_setting_with_the_best_mean_counts(tmp_path):
-    config = make_config("table=4,tasks=codah,grid=paper")
-    table = get_table("4", "laptop")
-    (column,) = columns("4", "codah", False)
+    config = make_config("table=1,tasks=rte,grid=paper")
+    table = get_table("1", "laptop")
+    (column,) = columns("1", "rte", False)
     runs = reproduce.runs(config, table.rows[0], column, tmp_path)
     assert len(runs) == 4
     for place, results in enumerate(runs.values()):
@@ -266,9 +307,67 @@ def test_of_a_grid_the_setting_with_the_best_mean_counts(tmp_path):
             result.folder.mkdir(parents=True)
             accuracy = 0.5 + 0.1 * (place == 2) + 0.01 * result.seed
             scores = {"dev": {"accuracy": accuracy}}
-            line = {"task": "codah", "scores": scores, "collapsed": False}
+            line = {"task": "rte", "scores": scores, "collapsed": False}
             result.path.write_text(json.dumps(line))
     (row,) = summarise(table, [Cell(table.rows[0], column, runs)], {})
-    cell = row["cells"]["codah"]
+    cell = row["cells"]["rte"]
     assert cell["setting"] == "learning_rate=3e-05,batch_size=32,epochs=3"
     assert cell["mean"] == pytest.approx(60.5) and len(cell["runs"]) == 8
+
+
+def test_only_glue_is_tuned_over_the_grid():
+    """Table 3 has settings of its own in the paper: batches of 48, two epochs."""
+    config = config_file.get_config("table=3,scale=paper")
+    (column,) = columns("3", "squad2", False)
+    assert reproduce.points(config, get_table("3", "paper").rows[0], column) == [{}]
+    assert (config.finetuning.squad2.batch_size, config.finetuning.squad2.epochs) == (48, 2.0)
+
+
+def test_the_text_of_a_table(tmp_path):
+    """Perplexities, collapsed runs, percent (SQuAD's scores are already), n, and references."""
+    rows = (
+        Row("small", "a", published={"squad1": 80.0, "perplexity": 5.84}),
+        Row("large", "b", published={"squad1": 81.0, "perplexity": 4.68}),
+        Row("large again", "b", reference="large"),
+    )
+    table = Table("Table 6", rows, "A note.", perplexity=True)
+    tasks = (("squad1", "f1", 1.0), ("rte", "accuracy", 0.01))
+    cells = []
+    for row, score in zip(rows, (50.0, 60.0, 60.1), strict=True):
+        for task, metric, scale in tasks:
+            folder = tmp_path / row.label / task
+            runs = [Result(folder / str(seed), seed, "dev", metric) for seed in range(3)]
+            for run in runs:
+                run.folder.mkdir(parents=True)
+                scores = {"dev": {metric: (score + run.seed) * scale}}
+                line = {"task": task, "scores": scores, "collapsed": row.label == "small"}
+                run.path.write_text(json.dumps(line))
+            cells.append(Cell(row, Column(task, task), {"default": runs}))
+    summary = summarise(table, cells, {"a": 9.5, "b": 7.25})
+    lines = as_markdown(table, summary, ["mnli is left out"]).splitlines()
+    assert lines[2] == "| | held-out perplexity | squad1 | rte |".replace("| |", "|  |", 1)
+    assert lines[4] == (
+        "| small | 9.50 [5.84] | 51.0 ± 1.0, n=3 (3 collapsed) [80] "
+        "| 51.0 ± 1.0, n=3 (3 collapsed) |"
+    )
+    assert lines[5] == "| large | 7.25 [4.68] | 61.0 ± 1.0, n=3 ↑ [81] | 61.0 ± 1.0, n=3 ↑ |"
+    assert lines[6] == "| large again | 7.25 | 61.1 ± 1.0, n=3 ≈ | 61.1 ± 1.0, n=3 ≈ |"
+    assert "A note." in lines and "- mnli is left out" in lines
+
+
+def test_planning_adds_up_the_pretrainings(monkeypatch, capsys):
+    compiled = []
+
+    def fake(config, objective, target):
+        compiled.append((config.nsp, config.pairs, objective.name))
+        return {"fits": True, "chip_hours": 1000.0}
+
+    monkeypatch.setattr(reproduce.plan, "plan", fake)
+    monkeypatch.setattr(reproduce, "get_table", get_table)
+    config = config_file.get_config("table=5,scale=paper")
+    target = tpu.Slice("v5e:16x16", 1, tpu.CHIPS["v5e"], ())
+    reproduce.plan_pretrainings(config, target)
+    assert compiled == [
+        (True, True, "mlm"), (False, False, "mlm"), (False, True, "mlm"), (False, False, "lm"),
+    ]  # fmt: skip
+    assert "all: ~4,000 chip-hours of v5e:16x16" in capsys.readouterr().out

@@ -10,8 +10,8 @@ from bert_jax.models.layers import ACTIVATIONS, Dense, EncoderConfig, by_row, no
 class Pooler(nn.Module):
     """tanh(dense) of the first position ([CLS]).
 
-    Of a causal encoder the last real one ([SEP]), which alone has seen the whole text; the paper
-    does not say what LTR models were pooled from.
+    Of a causal encoder the last real one ([SEP]), which alone has seen the whole text. The paper
+    does not say what LTR models were pooled from; GPT's was a token at the end, new in fine-tuning.
     """
 
     config: EncoderConfig
@@ -21,7 +21,8 @@ class Pooler(nn.Module):
         """[B, S, D], if causal with lengths int[B] -> [B, D]."""
         c = self.config
         pooled = hidden[:, 0]
-        if c.causal and lengths is not None:
+        if c.causal:
+            assert lengths is not None
             pooled = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
         dense = Dense(c, (c.width,), ("model", None), name="dense")
         return by_row(jnp.tanh(dense(by_row(pooled))))

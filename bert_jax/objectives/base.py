@@ -7,6 +7,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bert_jax.models.layers import EncoderConfig
+
 Params = Any  # a plain tree of float32 arrays
 Batch = Mapping[str, jax.Array]
 
@@ -40,6 +42,26 @@ class Objective(Protocol):
         self, params: Params, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[Mean, dict[str, Mean]]:
         """The loss and the metrics of a batch; counts must not depend on the parameters."""
+        ...
+
+
+class LanguageModel(Objective, Protocol):
+    """An objective of pre-training: tokens are predicted at some positions."""
+
+    @property
+    def encoder(self) -> EncoderConfig: ...
+
+    @property
+    def name(self) -> str:
+        """Of its metrics: NAME_loss, NAME_accuracy, NAME_perplexity."""
+        ...
+
+    def predictions(self, sequence_length: int) -> int:
+        """M: positions of a sequence that meet the vocabulary."""
+        ...
+
+    def targets(self, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:
+        """What is predicted: labels int[B, M], weights float32[B, M]."""
         ...
 
 

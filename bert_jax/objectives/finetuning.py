@@ -66,7 +66,9 @@ def _pooled_init(body: Body, key: jax.Array, batch: Batch, head: str, classes: i
     c = _head_config(body)
     return {
         **body.init(keys[0], *_sequences(batch)[:2]),
-        "pooler": Pooler(c).init(keys[1], jnp.zeros((1, 1, c.width)))["params"],
+        "pooler": Pooler(c).init(keys[1], jnp.zeros((1, 1, c.width)), jnp.ones(1, jnp.int32))[
+            "params"
+        ],
         head: _new_head(body, keys[2], classes),
     }
 
