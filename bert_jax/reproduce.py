@@ -118,15 +118,21 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
     """
     found, left_out = [], []
     for task, one in config.finetuning.items():
-        if not one.data and config.glue and task in _GLUE:
+        in_glue = not (one.data or one.train) and config.glue and task in _GLUE
+        if in_glue:
             one.data = str(Path(config.glue) / _GLUE[task])
         if not (one.train or (one.data and _is_there(one.data))):
             where = f"{one.data} is not there" if one.data else "no data"
             left_out.append(f"{task} is left out: {where} (--config.finetuning.{task}.data=FOLDER)")
             continue
         check_ranges(one)
-        # Now, not after hours of pre-training.
-        splits = finetune.read_splits(finetune.build_task(one), one)
+        try:  # now, not after hours of pre-training
+            splits = finetune.read_splits(finetune.build_task(one), one)
+        except UserError as error:
+            if not in_glue:
+                raise
+            left_out.append(f"{task} is left out: {error}")
+            continue
         for column in columns(config.table, task, family(TASKS[task]) == "tagging"):
             if column.split in splits:
                 found.append(column)

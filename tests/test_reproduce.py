@@ -271,6 +271,18 @@ def test_what_is_missing_is_said_before_anything_runs(arg, changes, message, glu
     assert not (tmp_path / "out").exists()
 
 
+def test_what_glue_lacks_is_left_out_what_was_named_must_be_there(glue, tmp_path):
+    config = make_config("table=5,tasks=cola+rte", tmp_path)
+    config.glue = str(glue)
+    (glue / "RTE").mkdir(exist_ok=True)  # without its files
+    _, columns_, left_out = reproduce.layout(config)
+    assert [column.name for column in columns_] == ["cola"]
+    assert len(left_out) == 1 and "rte is left out" in left_out[0]
+    config.finetuning.rte.data = str(glue / "RTE")
+    with pytest.raises(UserError, match=r"RTE has no train split of rte"):
+        reproduce.layout(config)
+
+
 def test_unknown_tables_tasks_and_grids():
     for arg, message in (
         ("table=9", "table '9' is unknown; known: 1, 2"),
