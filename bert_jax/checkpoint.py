@@ -6,8 +6,8 @@ wrong numbers; so every tree is stored with a fingerprint of its bits, checked w
 """
 
 import contextlib
+import itertools
 import math
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bert_jax.errors import UserError
+from bert_jax import distributed
+from bert_jax.errors import Restart, UserError
 
 
 @jax.jit
@@ -128,37 +129,52 @@ class Checkpoints:
           step: that one and no other; -1: any.
         Raises:
           UserError: the checkpoint is of another model, or every checkpoint is damaged.
+          Restart: one was, and is moved away; all processes must go back to the one before.
         """
         steps = (best and self.by_score()) or self.steps
         if step >= 0:
             steps = [found for found in self.steps if found == step]
-        for step in reversed(steps):
+        for one in reversed(steps):
             try:
-                return step, self._load(step, abstract)
-            except (UserError, MemoryError, PermissionError):
+                return one, self._load(one, abstract)
+            except (UserError, MemoryError):
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged file
-                if "RESOURCE_EXHAUSTED" in str(error):
+                system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+                if system or "RESOURCE_EXHAUSTED" in str(error):
                     raise
-                self._set_aside(step, error)
-        if steps:
+                if distributed.lost_a_process(error):
+                    raise RuntimeError(str(error)) from error  # `errors.run` says so
+                self._set_aside(one, error)
+        if steps or (step < 0 and any(self._damaged.glob("*"))):
             raise UserError(
-                f"{self._folder}: all checkpoints ({', '.join(map(str, steps))}) are damaged; "
-                "restore one from a backup, or start in another work directory"
+                f"{self._folder}: all checkpoints are damaged; restore one from a backup, or start "
+                "in another work directory"
             )
         return None
 
+    @property
+    def _damaged(self) -> Path:
+        return self._folder.parent / "damaged_checkpoints"
+
     def _set_aside(self, step: int, error: Exception) -> None:
+        """Says that a checkpoint is damaged, and moves it out of the way unless read_only.
+
+        Raises: Restart: of several processes some may have found it sound.
+        """
         reason = str(error).strip().split("\n")[0][:200]
-        text = f"warning: checkpoint {step} is damaged ({reason})"
+        text = f"checkpoint {step} is damaged ({reason})"
         if not self._read_only:
-            aside = self._folder.parent / "damaged_checkpoints" / str(step)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            shutil.move(self._folder / str(step), aside)
-            self._orbax.reload()
+            self._damaged.mkdir(exist_ok=True)
+            names = (f"{step}-{number}" if number else f"{step}" for number in itertools.count())
+            aside = next(path for name in names if not (path := self._damaged / name).exists())
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                (self._folder / str(step)).replace(aside)
             text += f"; moved to {aside}"
-        print(f"{text}; falling back to the one before", file=sys.stderr)
+            if jax.process_count() > 1:
+                raise Restart(f"{text}: start again, to go on from the one before")
+            self._orbax.reload()
+        print(f"warning: {text}; falling back to the one before", file=sys.stderr)
 
     def _load(self, step: int, abstract: Mapping[str, Any] | None) -> Any:
         where = self._folder / str(step)
@@ -196,19 +212,22 @@ def has_checkpoint(workdir: str | Path) -> bool:
     return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
 
 
-def load_params(workdir: str | Path, abstract: Any = None, step: int = -1) -> Any:
-    """The parameters of a run's best scored checkpoint, or else its newest; touches nothing.
+def load_params(
+    workdir: str | Path, abstract: Any = None, step: int = -1, best: bool = False
+) -> Any:
+    """The parameters of a run's newest checkpoint; touches nothing.
 
     Args:
       workdir: the work directory of the run, which may be going on.
       abstract: tree of `jax.ShapeDtypeStruct` that they must fit; None: what is stored.
       step: those of this step instead; -1: any.
+      best: those of the best scored checkpoint instead.
     Raises:
       UserError: there is no checkpoint, or it is of another model.
     """
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
     wanted, steps = None if abstract is None else {"params": abstract}, checkpoints.steps
-    restored = checkpoints.restore(wanted, best=True, step=step)
+    restored = checkpoints.restore(wanted, best=best, step=step)
     checkpoints.close()
     if restored is None and steps:
         raise UserError(f"{workdir} has no checkpoint {step}, only {', '.join(map(str, steps))}")

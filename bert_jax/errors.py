@@ -1,6 +1,8 @@
 """Errors meant for people, and the wrapper that every command-line entry runs in."""
 
+import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -20,11 +22,16 @@ class Stopped(Exception):
     """The run was asked to stop, and is saved: what it says, and where it is."""
 
 
+class Restart(Exception):
+    """This process cannot go on, but the same command can: what happened."""
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs an entry's `main(argv)`; a `UserError` becomes one line on stderr and exit code 2.
 
     So does an error of the operating system: a full disk, a file that is not there or not allowed.
-    `Stopped`, and the loss of another process of the run, become one line and `RESTART_CODE`.
+    `Stopped`, `Restart` and the loss of another process of the run become one line and
+    `RESTART_CODE`.
     """
     # Progress of the libraries is not for users, and their errors reach us as exceptions.
     logging.set_verbosity(logging.FATAL)
@@ -38,6 +45,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(RESTART_CODE)
+    except Restart as restart:
+        _exit(f"error: {restart}", RESTART_CODE)
     except RuntimeError as error:
         from bert_jax import distributed  # imports JAX, which not every entry needs
 
@@ -53,8 +62,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def _exit(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
-    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
-        # A decent exit waits for the others, which may wait for this one; so they see it is gone.
+    if "jax" in sys.modules:
+        # A decent exit waits: for other processes, which may wait for this one, and for threads of
+        # Orbax, which wait minutes for what could not be written.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
@@ -66,6 +79,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         arg == "--config" or arg.startswith("--config=") for arg in argv
     ):
         raise UserError("--config=FILE is needed, before any --config.NAME=value")
+    for arg in argv:
+        if re.match(r"--[\w.]+=(gs|s3|hdfs)://", arg):
+            raise UserError(f"{arg}: mount the bucket, and give its folder (launch/README.md)")
     try:
         rest = flags.FLAGS(argv)
     except UserError:
@@ -75,7 +91,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         cause: BaseException = error
         while cause.args and isinstance(cause.args[0], BaseException):
             cause = cause.args[0]  # ml_collections wraps the one that speaks
-        message = " ".join(str(cause.args[0] if cause.args else cause).split())
+        message = str(cause.args[0] if cause.args else cause)
+        if isinstance(cause, KeyError) and message.startswith("'"):  # a name, perhaps with a hint
+            name, _, hint = message.partition("\n")
+            hint = hint or "The file of --config lists them"
+            raise UserError(f"there is no setting {name} in the config. {hint}") from error
+        message = " ".join(message.split())
         raise UserError(f"{message} (--help lists the flags)") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")

@@ -67,8 +67,17 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
     objective = task.objective(Body(encoder, config.features, config.bilstm, config.bilstm_width))
     tokenizer, longest = model.tokenizer, config.max_length
-    features = task.featurise(examples["train"], tokenizer, longest, train=True)
-    dev = task.featurise(examples["dev"], tokenizer, longest, train=False)
+
+    def featurise(split: str) -> list[Feature]:
+        made = task.featurise(examples[split], tokenizer, longest, train=split == "train")
+        if cut := sum(feature.cut for feature in made):
+            distributed.say(
+                f"{split}: {cut:,} of {len(made):,} examples are over max_length={longest} and "
+                f"were cut; --config.max_length can be up to {encoder.max_positions}"
+            )
+        return made
+
+    features, dev = featurise("train"), featurise("dev")
     phase = build_phase(config, encoder, features, tokenizer)
     trainer = train.build_trainer(
         config, sharding.make_mesh(config.mesh), phase.stop, objective, next(phase.batches(0, 1)),
@@ -87,7 +96,10 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     if (workdir / "results.json").exists():
         if distributed.is_main():
             print((workdir / "report.md").read_text(encoding="utf-8"))
-            print(f"{workdir} is finished: nothing left to train")
+            print(
+                f"{workdir} is finished: nothing left to train; its scores are of the data given "
+                "then (mode=eval scores other data)"
+            )
         return json.loads((workdir / "results.json").read_text())
 
     if not jax.config.values["jax_compilation_cache_dir"]:  # a second start finds them compiled
@@ -109,7 +121,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         phase.stop, config.log_every, every, every, config.keep_checkpoints, best=task.metric
     )
     train.run(trainer, [phase], schedule, workdir, initial, evaluate)
-    best = load_params(workdir, trainer.abstract_state["params"])
+    best = load_params(workdir, trainer.abstract_state["params"], best=True)
     facts = {
         "steps": phase.stop,
         "train_examples": len(examples["train"]),
@@ -123,7 +135,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     }
 
     predicted = {
-        split: predictions(best, some, task.featurise(some, tokenizer, longest, train=False))
+        split: predictions(best, some, dev if split == "dev" else featurise(split))
         for split, some in examples.items()
         if split != "train"
     }
@@ -177,6 +189,7 @@ def read_splits(task: Task, config: Any) -> Examples:
     }
     empty = [split for split, found in examples.items() if not found]
     where = config.data or ", ".join(files.values())
+    missed = {split: f" (looked for {', '.join(names)})" for split, names in source.missed.items()}
     if empty:
         raise errors.UserError(f"{where}: the {empty[0]} split of {task.name} is empty")
     if config.mode != "train":
@@ -184,7 +197,10 @@ def read_splits(task: Task, config: Any) -> Examples:
             raise errors.UserError(f"{where} has no split of {task.name} to {config.mode}")
         return examples
     if "train" not in examples:
-        raise errors.UserError(f"{where} has no train split of {task.name}; --config.train=FILE")
+        raise errors.UserError(
+            f"{where} has no train split of {task.name}; --config.train=FILE"
+            f"{missed.get('train', '')}"
+        )
     if config.train_examples:
         examples["train"] = examples["train"][: config.train_examples]
     if "dev" not in examples:
@@ -192,6 +208,7 @@ def read_splits(task: Task, config: Any) -> Examples:
             raise errors.UserError(
                 f"{where} has no dev split of {task.name}: give --config.dev=FILE, or "
                 "--config.dev_share=0.1 to hold out a tenth of the training examples"
+                f"{missed.get('dev', '')}"
             )
         examples["train"], examples["dev"] = hold_out(examples["train"], config.dev_share)
     return examples

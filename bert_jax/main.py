@@ -57,10 +57,7 @@ def pretrain(config: Any, workdir: Path) -> None:
     objective = build_objective(config, corpus.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     phases = build_phases(config, corpus, objective, mesh)
-    schedule = train.Schedule(
-        config.steps, config.log_every, config.eval_every, config.checkpoint_every,
-        config.keep_checkpoints, config.keep_every,
-    )  # fmt: skip
+    schedule = build_schedule(config, objective)
     trainer = train.build_trainer(
         config, mesh, config.steps, objective, next(phases[0].batches(0, 1))
     )
@@ -105,6 +102,14 @@ def build_objective(config: Any, tokenizer: Tokenizer) -> LanguageModel:
         continuation=tokenizer.continuation if m.whole_word else None,
     )
     return MaskedLM(encoder, masking, config.nsp, config.seed)
+
+
+def build_schedule(config: Any, objective: LanguageModel) -> train.Schedule:
+    """How often the loop does what."""
+    return train.Schedule(
+        config.steps, config.log_every, config.eval_every, config.checkpoint_every,
+        config.keep_checkpoints, config.keep_every, best=f"{objective.name}_loss",
+    )  # fmt: skip
 
 
 def build_phases(

@@ -10,8 +10,9 @@ v6e, AxBxC of v4, v5p and 7x. --slices joins several by the data-centre network;
 the mesh runs across them. --search finds the largest batch that fits, in powers of two, with and
 without rematerialisation. launch/plan_table.sh fills a table over many slices.
 
-Memory, collectives and FLOPs are those of the compiled program. Times are estimates, never compared
-with a TPU:
+Memory, collectives and FLOPs are those of the compiled program. Activations are not told apart from
+other temporaries: they share one pool, whose bytes go from one to the other. Times are estimates,
+never compared with a TPU:
 - computing: the compiler's cycles, a loop's as often as it runs. They come close for large matrix
   products, and are up to five times too high for reductions and copies.
 - unestimated: instructions for which it has no figure (gather, scatter, sort, Pallas kernels), as
@@ -234,7 +235,8 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
 
 
 def _memory(known: Mapping[str, int], needed: int, available: int) -> Plan:
-    """HBM by kind. temporaries: activations, gradients, and the padding of all arrays."""
+    """HBM by kind. temporaries: activations, gradients, workspaces and the padding of all arrays,
+    one pool to the compiler, which gives the same bytes to one after the other."""
     return {
         **known,
         "temporaries": needed - sum(known.values()),

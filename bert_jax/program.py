@@ -100,7 +100,7 @@ class _Walk:
         self._devices = _integer(r"num_partitions=(\d+)", header, 1) * _integer(
             r"replica_count=(\d+)", header, 1
         )
-        self._channels: set[str] = set()
+        self._channels: set[tuple[str, str]] = set()  # of what was counted: (kind, channel)
 
     def follow(self, name: str, times: int) -> None:
         """Counts a computation that runs so often."""
@@ -148,13 +148,13 @@ class _Walk:
     def _communicate(
         self, computation: str, instruction: _Instruction, times: int, kind: str = ""
     ) -> None:
-        # An asynchronous collective is spread over several fusions, all with its channel.
-        channel = re.search(r"\bchannel_id=\d+", instruction.attributes)
-        if channel and channel[0] in self._channels:
-            return
-        if channel:
-            self._channels.add(channel[0])
         kind = kind or _collective(instruction)
+        # An asynchronous collective is spread over several fusions, all with its channel; a send
+        # may have the channel of a collective that has nothing to do with it.
+        if channel := re.search(r"\bchannel_id=\d+", instruction.attributes):
+            if (kind, channel[0]) in self._channels:
+                return
+            self._channels.add((kind, channel[0]))
         devices = 1 if kind == "send" else _group_size(instruction.attributes, self._devices)
         size = sum(self._operand_bytes(computation, instruction))
         whole = size * devices if kind == "all-gather" else size

@@ -56,7 +56,9 @@ class Schedule:
     checkpoint_every: int
     keep_checkpoints: int = 2  # the newest
     keep_every: int = 0  # steps; at multiples of it one is saved, and stays
-    best: str = ""  # held-out metric whose highest checkpoint is kept besides; empty: none
+    # Held-out metric of the last phase whose best checkpoint is kept besides, of a loss the lowest,
+    # else the highest; empty: none.
+    best: str = ""
 
 
 class Trainer:
@@ -261,7 +263,9 @@ def run(
                 jax.block_until_ready(state["step"])  # else the pause swallows queued steps
                 with clock.pause(), ledger.spending("evaluating"):
                     held_out = evaluate(state["params"], phase)
-                score = held_out[schedule.best] if schedule.best else None
+                if schedule.best and phase is phases[-1]:
+                    sign = -1 if schedule.best.endswith("loss") else 1
+                    score = sign * held_out[schedule.best]
                 log.write(step, "held_out", held_out, {"seconds": clock.paused})
                 if speaks:
                     progress.write(_line(step, "held out", held_out), file=sys.stderr)

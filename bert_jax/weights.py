@@ -54,7 +54,8 @@ class Pretrained:
 def open_model(path: str | Path) -> Pretrained:
     """Opens the work directory of a run, a Hugging Face folder, or a TF1 release.
 
-    Of a run it is the best or newest checkpoint; RUN/checkpoints/STEP is that of a step.
+    Of a pre-training it is the newest checkpoint, of a fine-tuning that with the best score;
+    RUN/checkpoints/STEP is that of a step.
 
     Raises:
       UserError: it is none of these, or something in it does not fit.
@@ -76,7 +77,7 @@ def open_model(path: str | Path) -> Pretrained:
         return hugging_face.read(path)
     task = read_json(path / "task.json") if (path / "task.json").exists() else None
     # On the host: arrays of one device cannot be put on a mesh that other processes share.
-    params = jax.tree.map(np.asarray, load_params(path, step=step))
+    params = jax.tree.map(np.asarray, load_params(path, step=step, best=task is not None))
     tuning = {name: config[name] for name in _TUNING if task is not None and name in config}
     tokenizer = load_tokenizer(path / "tokenizer")
     return Pretrained(config["model"], params, tokenizer, task, tuning=tuning)

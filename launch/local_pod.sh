@@ -44,6 +44,7 @@ finish() {
       wait "${pids[i]}" || code=$?
     done
     ((code == 0)) || echo "local_pod: process $i (pid ${pids[i]}) ended with code $code" >&2
+    ((code != 134)) || echo "local_pod: JAX ended it, which it does when process 0 is gone" >&2
     ((code <= 128)) || code=$restart_code # killed
     if ((code != 0 && (result == 0 || result == restart_code))); then result=$code; fi
   done

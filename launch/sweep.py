@@ -5,7 +5,8 @@
 
 A seed decides the new head, the data order and dropout. Finished runs are not run again: the same
 command continues a sweep. Only the best run keeps its checkpoint. Runs that end no better than the
-baseline that needs no model count as collapsed.
+baseline that needs no model count as collapsed. --grid=none tries seeds alone, with the settings
+that the config has: those of preset=stable, for example.
 """
 
 import contextlib
@@ -28,12 +29,16 @@ from tqdm import tqdm
 from bert_jax import errors, finetune
 from bert_jax.files import write_whole
 from bert_jax.grid import GRIDS, name_of, settings
+from bert_jax.workdir import check_same
+from configs.finetune import get_config
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _GRID = flags.DEFINE_enum("grid", "paper", list(GRIDS), "The settings to try; none: seeds only.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each setting.", lower_bound=1)
+# A run is not another one because of these. Its data and its start do make it another one.
+_MAY_CHANGE = [n for n in finetune.MAY_CHANGE if n not in ("init_from", "data", "train", "dev")]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     if config is None or not workdir:
         raise errors.UserError("--config=configs/finetune.py:task=... and --workdir are needed")
+    check_grid(config, _GRID.value)
     folder = Path(workdir)
     if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
@@ -59,13 +65,34 @@ def main(argv: Sequence[str]) -> None:
     print(f"table {folder / 'sweep.md'}   plot {folder / 'sweep.png'}")
 
 
+def check_grid(config: Any, grid: str) -> None:
+    """Checks that the grid overrides no setting that a preset or the user chose.
+
+    Chosen is what differs from the paper's value for the task. The grid may have it among others.
+    Raises: UserError, naming the setting.
+    """
+    paper = get_config(f"task={config.task},family={config.custom.family}")
+    for name, values in GRIDS[grid].items():
+        if config[name] != paper[name] and config[name] not in values:
+            tried = ", ".join(f"{value:g}" for value in values)
+            raise errors.UserError(
+                f"--grid={grid} tries {name}={tried}, but the config has {config[name]:g}; "
+                "--grid=none keeps it, and tries seeds alone"
+            )
+
+
 def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Runs one setting with one seed, unless that is done."""
+    """Runs one setting with one seed, unless that is done.
+
+    Raises: UserError: it is done, or begun, with another config, data or start.
+    """
     workdir = folder / name_of(point) / f"seed{seed}"
     path = workdir / "results.json"
+    one = config.copy_and_resolve_references()
+    one.update({**point, "seed": seed})
+    if (workdir / "config.json").exists():
+        check_same(workdir, one.to_dict(), _MAY_CHANGE, whole=False)
     if not path.exists():
-        one = config.copy_and_resolve_references()
-        one.update({**point, "seed": seed})
         # What a run says about itself is in its folder.
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):

@@ -1,5 +1,6 @@
 """Checkpoints: what was saved comes back to the bit, on any devices, or the one before does."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -217,6 +218,32 @@ def test_damage_falls_back_to_the_checkpoint_before(folder, damage, capfd):
     assert not (folder / "2").exists()
     save(folder, 2)  # its place is free for the run that goes on
     assert restore(folder, abstract(state(0)))[0] == 2
+    damage(folder / "2")
+    assert restore(folder, abstract(state(0)))[0] == 1
+    assert {path.name for path in aside.parent.iterdir()} == {"2", "2-1"}
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.EIO, "Input/output error"), OSError),
+        (ValueError("Timeout waiting at barrier: task 1: heartbeat timeout"), RuntimeError),
+    ],
+)
+def test_what_is_no_damage_moves_nothing(folder, error, raised, monkeypatch):
+    """A disk that is away, a process that is gone: the checkpoint may be sound."""
+
+    def fail(*_):
+        if raised is RuntimeError:
+            monkeypatch.setattr(jax, "process_count", lambda: 2)
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "_load", fail)
+    before = listing(folder)
+    with pytest.raises(raised):
+        restore(folder, abstract(state(0)))
+    assert listing(folder) == before
+    assert not (folder.parent / "damaged_checkpoints").exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
@@ -233,8 +260,9 @@ def test_damage_is_seen_when_the_parameters_alone_are_read(folder, damage, capfd
 def test_all_damaged_is_a_user_error(folder):
     flipped(folder / "1")
     truncated(folder / "2")
-    with pytest.raises(UserError, match=r"all checkpoints \(1, 2\) are damaged"):
-        restore(folder, abstract(state(0)))
+    for _ in range(2):  # and not from the start the second time
+        with pytest.raises(UserError, match=r"all checkpoints are damaged"):
+            restore(folder, abstract(state(0)))
 
 
 def test_a_save_that_was_cut_off_is_ignored_and_cleaned(folder):

@@ -165,6 +165,10 @@ def test_the_beginning_of_the_prompt_is_cut_first():
         [CLS, B, C, SEP, D, E, SEP],
         [CLS, SEP, D, E, F, A, SEP],
     ]
+    assert feature.cut
+    for endings in (("d",), ("d", "d e")):
+        (feature,) = SWAG.featurise([_question(endings=endings)], TOKENIZER, 7, train=False)
+        assert feature.cut == (len(endings) == 2)
 
 
 def test_the_best_ending_and_the_score():

@@ -210,6 +210,8 @@ def test_same_first_texts_stay_on_one_side():
     examples = [TextExample(str(i), (f"p{i // 3}", f"h{i}"), "x", "f:1") for i in range(300)]
     train, dev = hold_out(examples, 0.2)
     assert not {e.texts[0] for e in train} & {e.texts[0] for e in dev}
+    with pytest.raises(UserError, match=r"^f: dev_share=0.2 leaves no examples on one side"):
+        hold_out(examples[:3], 0.2)
 
 
 @pytest.mark.parametrize("task", ROWS.values(), ids=ROWS)
@@ -325,18 +327,20 @@ def test_pairs_are_cut_like_the_released_code():
         texts = [" ".join(rng.choice(WORDS[:6], rng.integers(0, 12))) for _ in range(2)]
         length = int(rng.integers(4, 20))
         first, second = _cut(*TOKENIZER.encode_batch(texts), length - 3)
-        (arrays,) = encode_pairs([texts], TOKENIZER, length)
-        assert arrays["tokens"].tolist() == [cls, *first, sep, *second, sep]
-        assert arrays["segments"].tolist() == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+        whole = TOKENIZER.encode_batch(texts)
+        (pair,) = encode_pairs([texts], TOKENIZER, length)
+        assert pair.arrays["tokens"].tolist() == [cls, *first, sep, *second, sep]
+        assert pair.arrays["segments"].tolist() == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+        assert pair.cut == ([first, second] != whole)
         (alone,) = encode_pairs([texts[:1]], TOKENIZER, length)
-        whole = TOKENIZER.encode(texts[0])
-        assert alone["tokens"].tolist() == [cls, *whole[: length - 2], sep]
-        assert not alone["segments"].any()
+        assert alone.arrays["tokens"].tolist() == [cls, *whole[0][: length - 2], sep]
+        assert not alone.arrays["segments"].any()
+        assert alone.cut == (len(whole[0]) > length - 2)
 
 
 def test_special_tokens_in_a_text_are_text():
-    (arrays,) = encode_pairs([("[SEP] a [MASK]", "[CLS]")], TOKENIZER, 40)
-    tokens = arrays["tokens"].tolist()
+    (feature,) = encode_pairs([("[SEP] a [MASK]", "[CLS]")], TOKENIZER, 40)
+    tokens = feature.arrays["tokens"].tolist()
     assert tokens.count(TOKENIZER.sep_id) == 2 and tokens.count(TOKENIZER.cls_id) == 1
     assert TOKENIZER.mask_id not in tokens
 
@@ -346,7 +350,8 @@ def test_texts_of_all_chunks_keep_their_order():
     encoded = encode_pairs(pairs, TOKENIZER, 8)
     for place in (0, 9_999, 10_000, 10_002):
         (alone,) = encode_pairs([pairs[place]], TOKENIZER, 8)
-        assert encoded[place]["tokens"].tolist() == alone["tokens"].tolist()
+        assert encoded[place].example == place
+        assert encoded[place].arrays["tokens"].tolist() == alone.arrays["tokens"].tolist()
 
 
 @pytest.mark.parametrize(("texts", "length"), [(("a",), 2), (("a", "b"), 3)])

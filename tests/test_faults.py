@@ -116,3 +116,18 @@ def test_an_error_of_the_system_is_one_line(code):
     assert found.returncode == 2
     assert found.stderr.startswith("error: runs/a/metrics.jsonl: ")
     assert found.stderr.count("\n") == 1
+
+
+def test_an_error_ends_the_process_whatever_threads_are_left():
+    """Orbax leaves some that wait for minutes when a checkpoint could not be written."""
+    program = (
+        "import threading, time, jax; from bert_jax import errors\n"
+        "def main(argv):\n"
+        "    threading.Thread(target=time.sleep, args=[300]).start()\n"
+        "    raise errors.UserError('the disk is full')\n"
+        "errors.run(main)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
+    )
+    assert (found.returncode, found.stderr) == (2, "error: the disk is full\n")

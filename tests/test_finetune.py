@@ -210,7 +210,8 @@ def test_the_prediction_file_scores_as_the_results_say(tuned, data):
 def test_a_finished_run_is_done_at_once(trained, data, tuned, capsys):
     before = bits(load_params(tuned["classification"]))
     results = run(trained, data, tuned["classification"])
-    assert "nothing left to train" in capsys.readouterr().out
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "nothing left to train; its scores are of the data given then (mode=eval" in last
     assert results["task"] == "custom"
     assert bits(load_params(tuned["classification"])) == before
 
@@ -272,10 +273,26 @@ def test_the_encoder_is_that_of_init_from_and_the_head_is_new(trained, data, tmp
     finetune.finetune(config, tmp_path / "run")  # one step, of rate 0
     said = capsys.readouterr().err
     assert "new, from random: classifier; not used: mlm_head, nsp_head" in said
+    assert "were cut" not in said
     before, after = load_params(trained), load_params(tmp_path / "run")
     assert bits(before["encoder"]) == bits(after["encoder"])
     assert bits(before["pooler"]) == bits(after["pooler"])
     assert set(after) == {"encoder", "pooler", "classifier"}
+
+
+def test_what_is_cut_is_counted(trained, data, tmp_path, capsys):
+    run(trained, data, tmp_path / "run", epochs=0.04, max_length=10)
+    said = capsys.readouterr().err
+    tokenizer = weights.open_model(trained).tokenizer
+    for split, count in (("train", 480), ("dev", 60)):
+        texts = [text for _, text in examples(count, len(split))]
+        cut = sum(len(ids) > 8 for ids in tokenizer.encode_batch(texts))
+        assert 0 < cut < count
+        line = (
+            f"{split}: {cut} of {count} examples are over max_length=10 and were cut; "
+            "--config.max_length can be up to 64\n"
+        )
+        assert said.count(line) == 1
 
 
 def test_from_scratch_takes_no_weights(trained, data, tmp_path):
@@ -390,6 +407,11 @@ def test_eight_devices_give_the_same_result(trained, data, tuned, tmp_path, monk
         ({"init_from": "nowhere"}, "nowhere"),
         ({"data": ""}, "--config.data=FOLDER is needed"),
         ({"data": "nowhere"}, "nowhere is not a folder"),
+        (
+            {"data": "tests"},
+            "tests has no train split of custom; --config.train=FILE (looked for train.tsv, "
+            "train.csv, train.jsonl, train.json, train.txt)",
+        ),
         ({"dev": "nowhere.tsv"}, "the dev file nowhere.tsv does not exist"),
         ({"max_length": 65}, "max_length=65 is over the 64 positions"),
         ({"batch_size": 15, "accumulation": 2}, "batch_size=15 must divide"),

@@ -12,8 +12,10 @@ import pytest
 from test_finetune import FAMILIES, make_config, write_classification
 
 from bert_jax import finetune
+from bert_jax.errors import UserError
 from bert_jax.tasks import get_task
 from bert_jax.tasks.base import Source
+from configs.finetune import get_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,6 +84,39 @@ def test_a_sweep_goes_on_where_it_was_and_keeps_the_best(sweep, trained, tmp_pat
     assert "learning_rate=0.001" in text and "learning_rate=1e-09" in text
     sweep.plot(done, table, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
+
+    (folder / "learning_rate=1e-09" / "seed1" / "results.json").unlink()  # as if it was killed
+    for name, value in (("epochs", 2.0), ("init_from", "x"), ("data", "x"), ("dev", "x.tsv")):
+        other = config.copy_and_resolve_references()
+        other[name] = value
+        for point, seed in ((points[0], 0), (points[1], 1)):
+            with pytest.raises(UserError, match=f"run with another config .{name} was .*, is x?"):
+                sweep.run_one(other, point, seed, folder)
+    assert len(calls) == 4
+    config.log_every += 1
+    assert sweep.run_one(config, points[0], 0, folder) == done[0]
+
+
+def test_a_grid_overrides_no_chosen_setting(sweep, tmp_path):
+    for arg, grid in (
+        ("task=rte", "paper"), ("task=rte", "paper_a3"), ("task=rte", "small"),
+        ("task=squad2", "paper"), ("task=custom,family=choice", "paper"),
+        ("task=rte,preset=stable", "none"), ("task=rte,preset=small", "small"),
+    ):  # fmt: skip
+        sweep.check_grid(get_config(arg), grid)
+    config = get_config("task=rte")
+    config.learning_rate = 3e-5  # one of the paper's
+    sweep.check_grid(config, "paper")
+    config.batch_size = 8
+    with pytest.raises(UserError, match="--grid=paper tries batch_size=32, but the config has 8;"):
+        sweep.check_grid(config, "paper")
+    stable = "--config=configs/finetune.py:task=rte,preset=stable"
+    done = command("launch/sweep.py", stable, f"--workdir={tmp_path / 'sweep'}")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --grid=paper tries epochs=3, but the config has 20; --grid=none keeps it, and "
+        "tries seeds alone\n"
+    )
 
 
 def test_the_summary_of_a_sweep(sweep):

@@ -37,9 +37,17 @@ for number, arguments in enumerate(json.load(sys.stdin)):
 # name: (changed settings, None to leave a flag out; what the message says)
 MISTAKES = {
     "no corpus given": ({"corpus": ""}, "--config.corpus=FOLDER is needed"),
+    "corpus in a bucket": (
+        {"corpus": "gs://bucket/wiki"},
+        "--config.corpus=gs://bucket/wiki: mount the bucket, and give its folder",
+    ),
     "missing corpus": ({"corpus": "nowhere"}, "corpus nowhere does not exist; make it with"),
     "not a corpus": ({"corpus": "."}, r"\. is not a corpus \(it has no corpus.json\)"),
-    "unknown field": ({"batchsize": 8}, "error: 'batchsize' Did you mean \"batch_size\""),
+    "unknown field": (
+        {"batchsize": 8},
+        "error: there is no setting 'batchsize' in the config. Did you mean \"batch_size\"",
+    ),
+    "unknown field like no other": ({"zzz": 8}, "no setting 'zzz' in the config. The file of"),
     "unknown field of a section": ({"model.with": 8}, "with"),
     "text for a number": ({"batch_size": "many"}, "batch_size"),
     "fraction for a number": ({"steps": 1.5}, "steps"),

@@ -213,6 +213,17 @@ def test_one_spread_over_several_fusions_is_one():
     assert communicating(lines, called) == (Collective("all-gather", 1, 1024, 4),)
 
 
+def test_a_send_with_the_channel_of_a_collective_counts_too():
+    lines = """%g = f32[256]{0} all-gather(%x), channel_id=5, replica_groups=[2,4]<=[8]
+  %t = token[] after-all()
+  %s = (f32[64]{0}, u32[], token[]) send(%x, %t), channel_id=5
+  ROOT %d = token[] send-done(%s), channel_id=5"""
+    assert communicating(lines) == (
+        Collective("all-gather", 1, 1024, 4),
+        Collective("send", 1, 256, 1),
+    )
+
+
 def test_a_sum_of_which_each_device_keeps_a_part_is_a_reduce_scatter():
     called = """%all-reduce-scatter.1 (p: f32[64]) -> f32[16] {
   %p = f32[64]{0} parameter(0)

@@ -23,6 +23,7 @@ from bert_jax.errors import RESTART_CODE
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 24
+GRACE_SECONDS = 30  # from the SIGTERM to the end by force, under Kubernetes and on a TPU VM
 SETTINGS = {
     "steps": STEPS, "log_every": 1, "eval_every": 12, "checkpoint_every": 6,
     "keep_checkpoints": 9, "log_instances": True,
@@ -151,6 +152,7 @@ def test_a_sigterm_to_one_stops_all_at_the_same_step(
     assert 7 <= int(stops[0]) < STEPS
     assert text.count(f"ended with code {RESTART_CODE}") == 2
     assert f"from step {stops[0]}" in text
+    assert seconds < GRACE_SECONDS
     print(f"\nSIGTERM: saved at step {stops[0]}, all gone after {seconds:.1f} s")
     assert metrics(workdir) == metrics(undisturbed)
     assert final_bits(workdir, corpus) == final_bits(undisturbed, corpus)
@@ -158,24 +160,48 @@ def test_a_sigterm_to_one_stops_all_at_the_same_step(
     assert {(line["start"], line["from_step"]) for line in starts} == {(0, 0), (1, int(stops[0]))}
 
 
-def test_a_sigkill_of_one_stops_the_others(environment, corpus_path, tmp_path):
-    """With a line that says why, instead of hanging; and the run goes on from its checkpoint."""
+@pytest.mark.parametrize("killed", [2, 0])
+def test_a_sigkill_of_one_stops_the_others(environment, corpus_path, tmp_path, killed):
+    """With a line that says why, instead of hanging; and the run goes on from its checkpoint.
+
+    Without process 0, at which they meet, JAX ends the others itself; the launcher says so.
+    """
     workdir, log = tmp_path / "run", tmp_path / "log"
     words = command(corpus_path, workdir, batch_size=12)
     launcher = start(environment, 3, 1, words, log)
     wait_for_step(workdir, 8, launcher)
     begin = time.monotonic()
-    os.kill(children(launcher)[2], signal.SIGKILL)
+    os.kill(children(launcher)[killed], signal.SIGKILL)
     while "starting again" not in log.read_text():
         assert launcher.poll() is None
         assert time.monotonic() - begin < 120, log.read_text()[-3000:]
         time.sleep(0.05)
-    print(f"\nSIGKILL of one of three: the others gone after {time.monotonic() - begin:.1f} s")
+    seconds = time.monotonic() - begin
+    print(f"\nSIGKILL of process {killed} of three: the others gone after {seconds:.1f} s")
     text = log.read_text()
-    assert text.count("another process of this run is gone") == 2, text[-3000:]
+    signs = ("another process of this run is gone", "which it does when process 0 is gone")
+    assert sum(map(text.count, signs)) == 2, text[-3000:]
     finish(launcher, log)
     assert "from step 6" in log.read_text()
     assert json.loads((workdir / "report.json").read_text())["steps"] == STEPS
+
+
+def test_a_damaged_checkpoint_is_left_by_all(
+    undisturbed, environment, corpus, corpus_path, tmp_path
+):
+    """Moved away once, kept, and all go on from the one before, to the same bits."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(undisturbed, workdir)
+    (workdir / "report.json").unlink()
+    state = workdir / "checkpoints" / "24" / "state"
+    largest = max(filter(Path.is_file, state.rglob("*")), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    finish(start(environment, 2, 4, command(corpus_path, workdir), log), log)
+    text = log.read_text()
+    assert "checkpoint 24 is damaged" in text and "starting again" in text, text[-3000:]
+    assert "from step 18" in text
+    assert [path.name for path in (workdir / "damaged_checkpoints").iterdir()] == ["24"]
+    assert final_bits(workdir, corpus) == final_bits(undisturbed, corpus)
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (4, 1), (1, 1)])

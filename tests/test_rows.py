@@ -218,8 +218,10 @@ def test_half_a_surrogate_pair_is_told(tmp_path):
         next(rows)
 
 
-def test_unknown_tfds_name_and_folder(tmp_path):
-    with pytest.raises(UserError, match="no_such_data_set/1"):
+def test_unknown_tfds_name_and_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as where it is not installed
+    with pytest.raises(UserError, match=r"^no_such_data_set/1 is not a folder; as the name of .* "
+                       "only with TensorFlow: pip install"):  # fmt: skip
         read_tfds("no_such_data_set/1", "train")
     with pytest.raises(UserError, match="is not a TFDS data set"):
         read_tfds(str(tmp_path), "train")

@@ -125,12 +125,13 @@ def test_a_test_split_needs_no_answers(tmp_path):
 
 
 def test_fit_needs_both_kinds():
-    has = Question("a", "q", "c", (("c", 0),))
-    none = Question("b", "q", "c", impossible=True)
+    where = "a: b.json: question 7 of 'On: question 8'"
+    has = Question("a", "q", "c", (("c", 0),), where=where)
+    none = Question("b", "q", "c", impossible=True, where=where)
     assert SQUAD1.fit([has]) == SQUAD1 and SQUAD2.fit([has, none]) == SQUAD2
-    with pytest.raises(UserError, match="nothing to learn"):
+    with pytest.raises(UserError, match=r"^a: b\.json: there is nothing to learn"):
         SQUAD2.fit([none])
-    with pytest.raises(UserError, match="every training question has an answer; use task=squad1"):
+    with pytest.raises(UserError, match=r"^a: b\.json: every training .* use task=squad1"):
         SQUAD2.fit([has])
 
 

@@ -80,7 +80,8 @@ def token(model, word):
 
 def direct(model, task, body, texts):
     """Logits of texts by the objective itself, in one batch."""
-    batch = collate(encode_pairs(texts, model.tokenizer, 32), len(texts), 0, 32)
+    features = encode_pairs(texts, model.tokenizer, 32)
+    batch = collate([feature.arrays for feature in features], len(texts), 0, 32)
     return np.float64(jax.jit(task.objective(body).predict)(model.params, batch)["logits"])
 
 

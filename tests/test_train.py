@@ -101,35 +101,41 @@ def test_the_loss_is_the_mean_over_predictions_plus_the_mean_over_pairs(corpus):
 # The layout.
 
 
-@pytest.fixture(scope="module")
-def on_one_device(corpus):
-    """Gradients of the first batch, and the state after six steps, dropout on."""
-    trainer, phases = make_trainer(small_config(), corpus)
-    return layout_figures(trainer, phases)
+LAYOUT = {"steps": 20, "model__heads": 8}
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]  # data, fsdp, tensor
+
+
+@pytest.fixture(scope="module", params=[0.1, 0.0], ids=lambda rate: f"dropout {rate}")
+def on_one_device(corpus, request):
+    """The config, and of it the gradients of the first batch and the state after 20 steps."""
+    rates = dict.fromkeys(NO_DROPOUT, request.param)
+    config = small_config(**LAYOUT, **rates)
+    return config, layout_figures(*make_trainer(config, corpus))
 
 
 def layout_figures(trainer, phases):
-    assert trainer.objective.encoder.hidden_dropout == 0.1
     state = steps(trainer, phases, 1)
     grads = gradients(state)
-    state = steps(trainer, phases, 6, state)
+    state = steps(trainer, phases, 20, state)
     return grads, *jax.device_get((state["params"], state["window"]))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_eight_devices_train_as_one(corpus, on_one_device, shape):
-    """Data, fully sharded and mixed with tensor parallelism; dropout masks do not differ."""
-    trainer, phases = make_trainer(small_config(), corpus, mesh_of(*shape))
-    if shape[1] > 1:
+    """Data, fully sharded, tensor parallel and all three; dropout masks do not differ."""
+    config, expected = on_one_device
+    trainer, phases = make_trainer(config, corpus, mesh_of(*shape))
+    if shape[0] < 8:
         kernel = trainer.abstract_state["params"]["encoder"]["layer_0"]["feed_forward"]["inner"]
         assert not kernel["kernel"].sharding.is_fully_replicated
     grads, params, window = layout_figures(trainer, phases)
-    expected_grads, expected_params, expected_window = on_one_device
+    expected_grads, expected_params, expected_window = expected
     loss = {n: abs(means(window)[n] - value) for n, value in means(expected_window).items()}
     print(
-        f"data, fsdp, tensor = {shape}: largest difference to one device: gradients "
-        f"{difference(grads, expected_grads):.1e}, after 6 steps parameters "
-        f"{difference(params, expected_params):.1e}, metrics {max(loss.values()):.1e}"
+        f"\n(data, fsdp, tensor) = {shape}, dropout {config.model.hidden_dropout}: largest "
+        f"difference to one device: gradients {difference(grads, expected_grads):.1e}, after 20 "
+        f"steps parameters {difference(params, expected_params):.1e}, metrics "
+        f"{max(loss.values()):.1e}"
     )
     assert difference(grads, expected_grads) < 1e-5
     assert difference(params, expected_params) < 1e-5
@@ -137,23 +143,25 @@ def test_eight_devices_train_as_one(corpus, on_one_device, shape):
 
 
 def test_a_run_goes_on_with_other_devices(corpus, on_one_device, tmp_path):
-    """Three steps on eight devices, saved, three on one: the same as six on one."""
-    trainer, phases = make_trainer(small_config(), corpus, mesh_of(2, 2, 2))
+    """Ten steps on eight devices, saved, ten on one: the same as twenty on one."""
+    config, (_, expected, _) = on_one_device
+    trainer, phases = make_trainer(config, corpus, mesh_of(2, 2, 2))
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(3, steps(trainer, phases, 3))
+    checkpoints.save(10, steps(trainer, phases, 10))
     checkpoints.wait()
-    trainer, phases = make_trainer(small_config(), corpus)
+    trainer, phases = make_trainer(config, corpus)
     _, state = checkpoints.restore(trainer.abstract_state)
     checkpoints.close()
-    state = steps(trainer, phases, 6, state)
-    assert difference(state["params"], on_one_device[1]) < 1e-5
+    assert difference(steps(trainer, phases, 20, state)["params"], expected) < 1e-5
 
 
 def test_scanning_and_recomputing_change_nothing(corpus, on_one_device):
-    config = small_config(model__scan_layers=True, model__remat=True)
+    config, (expected_grads, expected_params, _) = on_one_device
+    config = config.copy_and_resolve_references()
+    config.model.scan_layers = config.model.remat = True
     grads, params, _ = layout_figures(*make_trainer(config, corpus))
-    assert difference(grads, on_one_device[0]) < 1e-5
-    assert difference(params, on_one_device[1]) < 1e-5
+    assert difference(grads, expected_grads) < 1e-5
+    assert difference(params, expected_params) < 1e-5
 
 
 def test_a_mesh_that_does_not_fit_is_a_user_error():
@@ -207,6 +215,24 @@ def test_logged_means_are_over_the_steps_since_the_last_log(corpus, tmp_path):
             expected = np.mean([every[step][name] for step in range(begin, end)])
             np.testing.assert_allclose(line[name], expected, rtol=1e-5)
         assert line["learning_rate"] == every[end - 1]["learning_rate"]
+
+
+def test_the_checkpoint_of_the_best_held_out_loss_stays(corpus, tmp_path, monkeypatch):
+    """That of the last phase: losses of shorter sequences say something else."""
+    losses = iter([1.0, 5.0, 3.0, 4.0])
+    monkeypatch.setattr(train, "held_out_means", lambda *_: {"mlm_loss": next(losses)})
+    config = small_config(
+        steps=8, eval_every=2, checkpoint_every=1, keep_checkpoints=1,
+        short_phase__share=0.5, short_phase__seq_length=16,
+    )  # fmt: skip
+    trainer, phases = make_trainer(config, corpus)
+    train.run(trainer, phases, main.build_schedule(config, trainer.objective), tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert (checkpoints.steps, checkpoints.by_score()[-1]) == ([6, 8], 6)
+    checkpoints.close()
+    newest = load_params(tmp_path)
+    assert difference(newest, load_params(tmp_path, step=8)) == 0
+    assert difference(newest, load_params(tmp_path, best=True)) > 0
 
 
 # Not finite.

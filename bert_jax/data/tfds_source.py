@@ -27,8 +27,9 @@ def dataset_folder(name: str) -> Path:
         return Path(builder.data_dir)
     except ImportError as error:
         raise UserError(
-            f"the TFDS data set {name!r} needs TensorFlow to be made: pip install tensorflow-cpu "
-            "(or give the folder of a data set made elsewhere, in array_record format)"
+            f"{name} is not a folder; as the name of a TFDS data set, it can be checked and made "
+            "only with TensorFlow: pip install tensorflow-cpu (or give the folder of a data set "
+            "made elsewhere, in array_record format)"
         ) from error
     except Exception as error:  # whatever the builder of the data set raises
         reason = " ".join(str(error).split())[:300]

@@ -7,6 +7,7 @@ row serves training, scoring, prediction files and `bert_jax.load`, so it is sto
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -53,14 +54,19 @@ class Feature:
     arrays: dict[str, np.ndarray]
     example: int  # index of the example it was made of; long ones give several features
     info: Any = None  # what `decode` needs to get back to the text
+    cut: bool = False  # whether the length left something of the example out
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the splits of a data set are: its folder, `tfds:NAME`, or files named one by one."""
+    """Where the splits of a data set are: its folder, `tfds:NAME`, or files named one by one.
+
+    files: split -> path. missed: split -> names that `find` did not find in the folder.
+    """
 
     data: str = ""
-    files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split -> path
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    missed: dict[str, list[str]] = dataclasses.field(default_factory=dict, compare=False)
 
     def find(self, split: str, names: Sequence[str]) -> Path | None:
         """The file of a split: the one given for it, else the first of `names` in the folder.
@@ -79,7 +85,10 @@ class Source:
             raise UserError(
                 f"--config.data={folder} is not a folder (single files: --config.train)"
             )
-        return next((folder / name for name in names if (folder / name).is_file()), None)
+        found = next((folder / name for name in names if (folder / name).is_file()), None)
+        if found is None:
+            self.missed.setdefault(split, []).extend(names)
+        return found
 
     def tfds(self, split: str) -> str:
         """The TFDS name or folder that holds a split; "" where it is a file."""
@@ -211,8 +220,16 @@ def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
     train = [e for e, dev in zip(examples, chosen, strict=True) if not dev]
     dev = [e for e, dev in zip(examples, chosen, strict=True) if dev]
     if not train or not dev:
-        raise UserError(f"dev_share={share:g} leaves no examples on one side; give a dev file")
+        raise UserError(
+            f"{file_of(examples)}: dev_share={share:g} leaves no examples on one side; "
+            "give a dev file"
+        )
     return train, dev
+
+
+def file_of(examples: Sequence[Example]) -> str:
+    """The file (of several the first) that examples were read from, for error messages."""
+    return re.sub(r"(?s):\d+$|: question .*", "", examples[0].where)
 
 
 def in_order(
@@ -237,7 +254,7 @@ def in_order(
 
 def encode_pairs(
     pairs: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int
-) -> list[dict[str, np.ndarray]]:
+) -> list[Feature]:
     """[CLS] A [SEP] or [CLS] A [SEP] B [SEP] of texts or pairs; special tokens in them are text.
 
     What is over the length is cut from the end of the longer text, of the second where both are
@@ -246,10 +263,10 @@ def encode_pairs(
     Args:
       pairs: of one text each, or of two.
       max_length: [CLS] and [SEP] included.
-    Returns: "tokens" and "segments" int32[S] of each.
+    Returns: a feature of each, with "tokens" and "segments" int32[S].
     """
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
-    encoded = []
+    encoded: list[Feature] = []
     parts = range(0, len(pairs), 10_000)  # bounds what the encodings take
     for begin in bar(parts, "tokenising", unit="0k texts"):
         part = pairs[begin : begin + 10_000]
@@ -260,16 +277,18 @@ def encode_pairs(
             room = max_length - 2 - (second is not None)
             if room < 1:
                 raise UserError(f"max_length={max_length} leaves no room for text")
+            cut = len(first) + len(second or ()) > room
             if second is None:
                 tokens = [cls, *first[:room], sep]
                 split = len(tokens)
             else:
-                if len(first) + len(second) > room:
+                if cut:
                     kept = min(len(first), max(room - len(second), (room + 1) // 2))
                     first, second = first[:kept], second[: room - kept]
                 tokens = [cls, *first, sep, *second, sep]
                 split = len(first) + 2
             segments = np.zeros(len(tokens), np.int32)
             segments[split:] = 1
-            encoded.append({"tokens": np.array(tokens, np.int32), "segments": segments})
+            arrays = {"tokens": np.array(tokens, np.int32), "segments": segments}
+            encoded.append(Feature(arrays, len(encoded), cut=cut))
     return encoded

@@ -148,12 +148,14 @@ class Choice:
         prompts = tokenizer.encode_batch([example.prompt for example in examples])
         texts = [ending for example in examples for ending in example.endings]
         endings = iter(tokenizer.encode_batch(texts))
-        features = []
+        features, room = [], max_length - 3
         for place, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-            pairs = []
+            pairs, cut = [], False
             for _ in example.endings:
-                second = next(endings)[: max_length - 3]
-                first = prompt[max(len(prompt) + len(second) - (max_length - 3), 0) :]
+                ending = next(endings)
+                cut |= len(prompt) + len(ending) > room
+                second = ending[:room]
+                first = prompt[max(len(prompt) + len(second) - room, 0) :]
                 pairs.append(
                     (
                         [tokenizer.cls_id, *first, tokenizer.sep_id],
@@ -169,7 +171,7 @@ class Choice:
             arrays = {"tokens": tokens, "segments": segments, "lengths": lengths}
             if train and example.label is not None:
                 arrays["label"] = np.array(example.label, np.int32)
-            features.append(Feature(arrays, place))
+            features.append(Feature(arrays, place, cut=cut))
         return features
 
     def objective(self, body: Body) -> Choose:

@@ -15,7 +15,7 @@ from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.tasks import metrics, plots
-from bert_jax.tasks.base import Feature, Source, encode_pairs, in_order
+from bert_jax.tasks.base import Feature, Source, encode_pairs, file_of, in_order
 from bert_jax.tasks.rows import Row, column, flat, number, read_rows, read_tfds
 
 KINDS = {  # kind -> its metrics, the deciding one first
@@ -228,10 +228,9 @@ class Classification:
         """See `tasks.base.Task`; labels are sorted by name."""
         given = [self._given(example) for example in examples]
         if len(set(given)) < 2:
-            path, _, _ = examples[0].where.rpartition(":")
             raise UserError(
-                f"{path}: there is nothing to learn, as all {len(given)} training examples have "
-                f"the label {given[0]!r}"
+                f"{file_of(examples)}: there is nothing to learn, as all {len(given)} training "
+                f"examples have the label {given[0]!r}"
             )
         if self.kind == "numbers" or self.labels:
             return self
@@ -256,18 +255,19 @@ class Classification:
         self, examples: Sequence[TextExample], tokenizer: Tokenizer, max_length: int, train: bool
     ) -> list[Feature]:
         """See `tasks.base.Task`; label int32[], labels float32[C] or numbers float32[C]."""
-        encoded = encode_pairs([example.texts for example in examples], tokenizer, max_length)
-        for arrays, example in zip(encoded, examples, strict=True):
+        features = encode_pairs([example.texts for example in examples], tokenizer, max_length)
+        for feature, example in zip(features, examples, strict=True):
             if train or example.label is not None:
                 label = self._given(example)  # an unknown one is told before anything is trained
             if train:
                 if self.kind == "numbers":
-                    arrays["numbers"] = np.array(label, np.float32)
+                    feature.arrays["numbers"] = np.array(label, np.float32)
                 elif self.kind == "multi":
-                    arrays["labels"] = np.array([c in label for c in self.labels], np.float32)
+                    held = [name in label for name in self.labels]
+                    feature.arrays["labels"] = np.array(held, np.float32)
                 else:
-                    arrays["label"] = np.array(self.labels.index(str(label)), np.int32)
-        return [Feature(arrays, index) for index, arrays in enumerate(encoded)]
+                    feature.arrays["label"] = np.array(self.labels.index(str(label)), np.int32)
+        return features
 
     def objective(self, body: Body) -> Classify:
         """See `tasks.base.Task`."""

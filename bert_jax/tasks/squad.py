@@ -24,7 +24,7 @@ from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Span
 from bert_jax.tasks import plots, squad_score
-from bert_jax.tasks.base import Feature, Source
+from bert_jax.tasks.base import Feature, Source, file_of
 from bert_jax.tasks.rows import read_tfds
 from bert_jax.tasks.squad_read import Question, from_tfds, load_json, questions, read_json
 from bert_jax.tasks.squad_windows import Candidates, candidates, encode, windows
@@ -125,11 +125,14 @@ class Answering:
         Raises: UserError: no question has an answer; or all do, though some should not.
         """
         if all(example.impossible for example in examples):
-            raise UserError("no training question has an answer, so there is nothing to learn")
+            raise UserError(
+                f"{file_of(examples)}: there is nothing to learn, as no training question has an "
+                "answer"
+            )
         if self.unanswerable and not any(example.impossible for example in examples):
             raise UserError(
-                "every training question has an answer; use task=squad1 (or leave out "
-                "custom.unanswerable)"
+                f"{file_of(examples)}: every training question has an answer; use task=squad1 "
+                "(of a custom task: --config.custom.unanswerable=false)"
             )
         return self
 

@@ -20,7 +20,7 @@ from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Tag
 from bert_jax.tasks import conll, plots, rows
-from bert_jax.tasks.base import Feature, Source
+from bert_jax.tasks.base import Feature, Source, file_of
 from bert_jax.tasks.conll import Sentence
 
 _Unit = tuple[int, int, int]  # place of a piece; first word and end of the words that it tags
@@ -71,7 +71,10 @@ class Tagging:
             raise UserError(f"{untagged}: a training file needs tags in its last column")
         found = {tag for example in examples for tag in example.tags or ()}
         if len(found) < 2:
-            raise UserError(f"all words have the tag {', '.join(found)}: there is nothing to learn")
+            raise UserError(
+                f"{file_of(examples)}: there is nothing to learn, as all words have the tag "
+                f"{', '.join(found)}"
+            )
         kinds = sorted({tag[2:] for tag in found if tag != "O"})
         labels = ("O", *(f"{letter}-{kind}" for kind in kinds for letter in "BI"))
         return dataclasses.replace(self, labels=labels)

@@ -1,0 +1,182 @@
+"""Contenders measured side by side: each in a process of its own, in turns, in one run.
+
+A contender is a function at the top of a module that gets ready and returns its turn, a function
+without arguments that does the work once and waits until it is done. Only one works at a time, so
+a noisy machine meets all of them alike, and a process of its own keeps the peak of memory, the
+threads and the libraries of each apart.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bert_jax.errors import UserError
+
+Turn = Callable[[], Any]
+Contender = Callable[[], Turn]  # picklable: a function of a module, or a partial of one
+
+
+@dataclasses.dataclass
+class Result:
+    """What was measured of a contender; seconds of each turn after the first."""
+
+    first: float  # wall seconds from the start of the process to the end of the first turn
+    wall: list[float] = dataclasses.field(default_factory=list)
+    cpu: list[float] = dataclasses.field(default_factory=list)
+    peak: float = 0.0  # bytes, of the process (host memory) ...
+    device_peak: float = 0.0  # ... and of its accelerator, where there is one
+    device: str = ""  # the accelerator's name
+    value: Any = None  # what the first turn returned
+
+    @property
+    def seconds(self) -> float:
+        """Median wall time of a turn."""
+        return statistics.median(self.wall)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Median CPU time of a turn, all threads."""
+        return statistics.median(self.cpu)
+
+
+def contest(contenders: Mapping[str, Contender], repeats: int) -> dict[str, Result]:
+    """Measures all of them: first turns one after the other, then `repeats` rounds.
+
+    Raises: UserError: one of them failed; its own message is above.
+    """
+    context = multiprocessing.get_context("spawn")
+    results: dict[str, Result] = {}
+    lines: dict[str, Connection] = {}
+    workers = []
+
+    def answer(name: str) -> dict[str, Any]:
+        try:
+            return lines[name].recv()
+        except EOFError:
+            raise UserError(f"{name} failed: its own message is above") from None
+
+    try:
+        with tqdm(total=len(contenders) * (repeats + 1), unit="turn", dynamic_ncols=True) as bar:
+            for name, contender in contenders.items():
+                bar.set_postfix_str(name)
+                lines[name], theirs = context.Pipe()
+                begin = time.perf_counter()
+                worker = context.Process(target=_work, args=(contender, theirs), daemon=True)
+                worker.start()
+                workers.append(worker)
+                theirs.close()
+                value = answer(name)["value"]
+                results[name] = Result(time.perf_counter() - begin, value=value)
+                bar.update()
+            for _ in range(repeats):
+                for name, result in results.items():
+                    bar.set_postfix_str(name)
+                    lines[name].send(True)
+                    found = answer(name)
+                    result.wall.append(found["wall"])
+                    result.cpu.append(found["cpu"])
+                    result.peak = found["peak"]
+                    result.device, result.device_peak = found["device"], found["device_peak"]
+                    bar.update()
+    finally:
+        for line in lines.values():
+            with contextlib.suppress(OSError):  # one that failed
+                line.send(False)
+        for worker in workers:
+            worker.join(timeout=10)
+            worker.terminate()
+    return results
+
+
+def _work(contender: Contender, line: Connection) -> None:
+    """The life of a contender's process."""
+    turn = contender()
+    line.send({"value": turn()})
+    while line.recv():
+        begin, cpu = time.perf_counter(), time.process_time()
+        turn()
+        line.send(
+            {
+                "wall": time.perf_counter() - begin,
+                "cpu": time.process_time() - cpu,
+                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                **accelerator(),
+            }
+        )
+
+
+def accelerator() -> dict[str, Any]:
+    """The name of the accelerator this process works on, and the most bytes it had in use there."""
+    if torch := sys.modules.get("torch"):
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+            return {"device": torch.cuda.get_device_name(), "device_peak": peak}
+    elif (device := sys.modules["jax"].devices()[0]).platform != "cpu":
+        peak = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+        return {"device": device.device_kind, "device_peak": peak}
+    return {"device": "", "device_peak": 0}
+
+
+def provenance(benchmark: str) -> dict[str, Any]:
+    """What a result must say about where it comes from."""
+    packages = ("jax", "jaxlib", "flax", "torch", "transformers", "libtpu")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "benchmark": benchmark,
+        "flags": sys.argv[1:],
+        "versions": versions,
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": _machine(),
+    }
+
+
+def _machine() -> str:
+    """The name of the processor, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def show(results: Mapping[str, Result], columns: Mapping[str, Callable[[Result], str]]) -> None:
+    """A table: what each took, and its time as a multiple of the first contender's."""
+    ours = next(iter(results.values()))
+    columns = {
+        **columns,
+        "wall s": lambda r: f"{r.seconds:.3f}",
+        "range": lambda r: f"{min(r.wall):.3f}..{max(r.wall):.3f}",
+        "CPU s": lambda r: f"{r.cpu_seconds:.3f}",
+        "first turn s": lambda r: f"{r.first:.1f}",
+        "peak GB": lambda r: f"{(r.device_peak or r.peak) / 1e9:.2f}",
+        "wall / ours": lambda r: f"{r.seconds / ours.seconds:.2f}",
+        "CPU / ours": lambda r: f"{r.cpu_seconds / ours.cpu_seconds:.2f}",
+    }
+    print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name, result in results.items():
+        print(f"| {name} | {' | '.join(cell(result) for cell in columns.values())} |")
+
+
+def as_json(benchmark: str, results: Mapping[str, Result], **facts: Any) -> str:
+    """One line: where it comes from, what it is of, and every figure."""
+    figures = {name: dataclasses.asdict(result) for name, result in results.items()}
+    for figure in figures.values():
+        del figure["value"]
+    return json.dumps(provenance(benchmark) | facts | {"results": figures})

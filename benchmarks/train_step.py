@@ -1,0 +1,163 @@
+"""The pre-training step (MLM + NSP, dropout 0.1, AdamW, clipping) beside PyTorch's, in one run.
+
+  pip install -r benchmarks/requirements.txt
+  python -m benchmarks.train_step --size=base --batch_size=8 --seq_length=128 --repeats=5
+
+Contenders: ours and `transformers` BertForPreTraining (SDPA), each in float32 and bfloat16 (of
+PyTorch: autocast); with --compile also through torch.compile. All see full rows of the same shapes,
+predict 15% of the positions, and hold float32 parameters. Ours draws the masks anew in every step,
+as in training; PyTorch's batch is ready-made. TF32 is off in both, but for --tf32, which allows it
+to PyTorch. A table, and one JSON line. MFU counts the model's FLOPs analytically, at the published
+bf16 peak of the device.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks.contest import Result, Turn, as_json, contest, show
+from bert_jax import errors, plan, sharding, train
+from bert_jax.main import build_objective
+from bert_jax.metrics import PEAK_FLOPS
+from bert_jax.models.encoder import model_flops
+from configs import pretrain
+
+_SIZE = flags.DEFINE_string("size", "base", "Size of the models, as in configs/pretrain.py.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows.", lower_bound=1)
+_SEQ_LENGTH = flags.DEFINE_integer("seq_length", 128, "Tokens of a row.", lower_bound=8)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 1, "Steps of a turn.", lower_bound=1)
+_DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Precisions.")
+_COMPILE = flags.DEFINE_bool("compile", False, "Also torch.compile.")
+_TF32 = flags.DEFINE_bool("tf32", False, "Allow TF32 to PyTorch.")
+
+VOCAB_SIZE = 30522
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What is trained: `steps` steps a turn."""
+
+    size: str
+    batch_size: int
+    seq_length: int
+    steps: int
+    dtype: str
+
+    def config(self):
+        config = pretrain.get_config(f"size={self.size},seq={self.seq_length}")
+        config.batch_size = self.batch_size
+        config.dtype = self.dtype
+        return config
+
+    def batch(self) -> dict[str, np.ndarray]:
+        """Full rows of random tokens, in two segments."""
+        draw = np.random.default_rng(0)
+        size = self.batch_size, self.seq_length
+        segments = np.broadcast_to(np.arange(self.seq_length) >= self.seq_length // 2, size)
+        return {
+            "tokens": draw.integers(1000, VOCAB_SIZE, size, np.int32),
+            "segments": segments.astype(np.int32),
+            "lengths": np.full(self.batch_size, self.seq_length, np.int32),
+            "instance": draw.integers(0, 2**31, (self.batch_size, 2), np.int32),
+            "weight": np.ones(self.batch_size, np.float32),
+            "is_random_next": draw.integers(0, 2, self.batch_size, np.int32),
+        }
+
+    @property
+    def tokens(self) -> int:
+        """Of a turn."""
+        return self.steps * self.batch_size * self.seq_length
+
+
+def ours(shape: Shape) -> Turn:
+    """The trainer's own step."""
+    config = shape.config()
+    mesh = sharding.make_mesh(config.mesh)
+    objective = build_objective(config, plan.stand_in_tokenizer(VOCAB_SIZE))
+    rows = shape.batch()
+    trainer = train.build_trainer(config, mesh, config.steps, objective, rows)
+    state = trainer.init()
+    batch = trainer.put(rows, shape.batch_size)
+
+    def turn() -> None:
+        nonlocal state
+        for _ in range(shape.steps):
+            state, loss = trainer.step(state, batch)
+        jax.block_until_ready((state, loss))
+
+    return turn
+
+
+def pytorch(shape: Shape, compiled: bool, tf32: bool) -> Turn:
+    """The same of `transformers`."""
+    import torch
+
+    from benchmarks import torch_peer as peer
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    model = peer.build("BertForPreTraining", shape.size)
+    optimizer = peer.adamw(model)
+    rows = {name: torch.from_numpy(x).long() for name, x in shape.batch().items()}
+    predicted = build_objective(
+        shape.config(), plan.stand_in_tokenizer(VOCAB_SIZE)
+    ).predictions(shape.seq_length)  # fmt: skip
+    labels = torch.full_like(rows["tokens"], -100)
+    labels[:, 1 : predicted + 1] = rows["tokens"][:, 1 : predicted + 1]
+    batch = {
+        "input_ids": rows["tokens"],
+        "token_type_ids": rows["segments"],
+        "attention_mask": torch.ones_like(rows["tokens"]),
+        "labels": labels,
+        "next_sentence_label": rows["is_random_next"],
+    }
+    batch = {name: x.to(peer.DEVICE) for name, x in batch.items()}
+    call = torch.compile(model) if compiled else model
+
+    def turn() -> None:
+        for _ in range(shape.steps):
+            with peer.precision(shape.dtype):
+                loss = call(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        peer.wait()
+
+    return turn
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures all contenders."""
+    del argv
+    shape = Shape(_SIZE.value, _BATCH_SIZE.value, _SEQ_LENGTH.value, _STEPS.value, "float32")
+    contenders = {}
+    for dtype in _DTYPES.value:
+        one = dataclasses.replace(shape, dtype=dtype)
+        contenders[f"ours, {dtype}"] = functools.partial(ours, one)
+        contenders[f"PyTorch, {dtype}"] = functools.partial(pytorch, one, False, _TF32.value)
+        if _COMPILE.value:
+            compiled = functools.partial(pytorch, one, True, _TF32.value)
+            contenders[f"PyTorch, {dtype}, torch.compile"] = compiled
+    results = contest(contenders, _REPEATS.value)
+    objective = build_objective(shape.config(), plan.stand_in_tokenizer(VOCAB_SIZE))
+    flops = shape.steps * model_flops(
+        objective.encoder, shape.batch_size, shape.seq_length,
+        objective.predictions(shape.seq_length),
+    )  # fmt: skip
+    kind = next((r.device for r in results.values() if r.device), "")
+    peak = next((peak for part, peak in PEAK_FLOPS.items() if part in kind), None)
+
+    def mfu(result: Result) -> str:
+        return f"{flops / result.seconds / peak:.1%}" if peak else "-"
+
+    show(results, {"tokens/s": lambda r: f"{shape.tokens / r.seconds:,.0f}", "MFU": mfu})
+    print(as_json("train_step", results, tokens=shape.tokens, model_flops=flops))
+
+
+if __name__ == "__main__":
+    errors.run(main)
