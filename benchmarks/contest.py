@@ -22,9 +22,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from absl import flags
 from tqdm import tqdm
 
 from bert_jax.errors import UserError
+
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each, after the first.", lower_bound=1)
 
 Turn = Callable[[], Any]
 Contender = Callable[[], Turn]  # picklable: a function of a module, or a partial of one
@@ -53,11 +56,12 @@ class Result:
         return statistics.median(self.cpu)
 
 
-def contest(contenders: Mapping[str, Contender], repeats: int) -> dict[str, Result]:
-    """Measures all of them: first turns one after the other, then `repeats` rounds.
+def contest(contenders: Mapping[str, Contender]) -> dict[str, Result]:
+    """Measures all of them: first turns one after the other, then --repeats rounds.
 
     Raises: UserError: one of them failed; its own message is above.
     """
+    repeats = _REPEATS.value
     context = multiprocessing.get_context("spawn")
     results: dict[str, Result] = {}
     lines: dict[str, Connection] = {}
@@ -157,8 +161,8 @@ def _machine() -> str:
 
 
 def show(results: Mapping[str, Result], columns: Mapping[str, Callable[[Result], str]]) -> None:
-    """A table: what each took, and its time as a multiple of the first contender's."""
-    ours = next(iter(results.values()))
+    """A table: what each took, and its time as a multiple of the first row's."""
+    one = next(iter(results.values()))
     columns = {
         **columns,
         "wall s": lambda r: f"{r.seconds:.3f}",
@@ -166,8 +170,8 @@ def show(results: Mapping[str, Result], columns: Mapping[str, Callable[[Result],
         "CPU s": lambda r: f"{r.cpu_seconds:.3f}",
         "first turn s": lambda r: f"{r.first:.1f}",
         "peak GB": lambda r: f"{(r.device_peak or r.peak) / 1e9:.2f}",
-        "wall / ours": lambda r: f"{r.seconds / ours.seconds:.2f}",
-        "CPU / ours": lambda r: f"{r.cpu_seconds / ours.cpu_seconds:.2f}",
+        "wall / first row": lambda r: f"{r.seconds / one.seconds:.2f}",
+        "CPU / first row": lambda r: f"{r.cpu_seconds / one.cpu_seconds:.2f}",
     }
     print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name, result in results.items():

@@ -35,7 +35,6 @@ _VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt of a WordPiece tokenizer.
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a text; 0: the task's.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows of a step.", lower_bound=1)
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Of the training set; 0: all.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Epochs of each, after the first.", lower_bound=1)
 _DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Precisions.")
 
 
@@ -170,7 +169,7 @@ def main(argv: Sequence[str]) -> None:
             one = dataclasses.replace(job, dtype=dtype)
             contenders[f"ours, {dtype}"] = functools.partial(ours, one)
             contenders[f"PyTorch, {dtype}"] = functools.partial(pytorch, one)
-        results = contest(contenders, _REPEATS.value)
+        results = contest(contenders)
 
     def tokens(result: Result) -> str:
         return f"{result.value:,}"

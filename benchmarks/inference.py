@@ -28,7 +28,6 @@ _VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt of a WordPiece tokenizer.
 _TEXTS = flags.DEFINE_string("texts", None, "File of texts, one a line.", required=True)
 _COUNT = flags.DEFINE_integer("count", 1000, "Texts taken, from all over the file.", lower_bound=1)
 _TASK = flags.DEFINE_enum("task", "embed", ["embed", "classify"], "What is made of a text.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each.", lower_bound=1)
 _DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Precisions.")
 
 BATCH_SIZE, LONGEST = 32, 512  # as `embed` and `classify` of a model of 512 positions have them
@@ -116,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
             job = Job(str(model), texts, _TASK.value, dtype)
             contenders[f"ours, {dtype}"] = functools.partial(ours, job)
             contenders[f"PyTorch, {dtype}"] = functools.partial(pytorch, job)
-        results = contest(contenders, _REPEATS.value)
+        results = contest(contenders)
     expected = next(iter(results.values())).value
 
     def difference(result: Result) -> str:

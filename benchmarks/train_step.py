@@ -15,82 +15,22 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-import jax
-import numpy as np
 from absl import flags
 
 from benchmarks.contest import Result, Turn, as_json, contest, show
-from bert_jax import errors, plan, sharding, train
+from benchmarks.our_step import VOCAB_SIZE, Shape, ours
+from bert_jax import errors, plan
 from bert_jax.main import build_objective
 from bert_jax.metrics import PEAK_FLOPS
 from bert_jax.models.encoder import model_flops
-from configs import pretrain
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the models, as in configs/pretrain.py.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows.", lower_bound=1)
 _SEQ_LENGTH = flags.DEFINE_integer("seq_length", 128, "Tokens of a row.", lower_bound=8)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 1, "Steps of a turn.", lower_bound=1)
 _DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Precisions.")
 _COMPILE = flags.DEFINE_bool("compile", False, "Also torch.compile.")
 _TF32 = flags.DEFINE_bool("tf32", False, "Allow TF32 to PyTorch.")
-
-VOCAB_SIZE = 30522
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What is trained: `steps` steps a turn."""
-
-    size: str
-    batch_size: int
-    seq_length: int
-    steps: int
-    dtype: str
-
-    def config(self):
-        config = pretrain.get_config(f"size={self.size},seq={self.seq_length}")
-        config.batch_size = self.batch_size
-        config.dtype = self.dtype
-        return config
-
-    def batch(self) -> dict[str, np.ndarray]:
-        """Full rows of random tokens, in two segments."""
-        draw = np.random.default_rng(0)
-        size = self.batch_size, self.seq_length
-        segments = np.broadcast_to(np.arange(self.seq_length) >= self.seq_length // 2, size)
-        return {
-            "tokens": draw.integers(1000, VOCAB_SIZE, size, np.int32),
-            "segments": segments.astype(np.int32),
-            "lengths": np.full(self.batch_size, self.seq_length, np.int32),
-            "instance": draw.integers(0, 2**31, (self.batch_size, 2), np.int32),
-            "weight": np.ones(self.batch_size, np.float32),
-            "is_random_next": draw.integers(0, 2, self.batch_size, np.int32),
-        }
-
-    @property
-    def tokens(self) -> int:
-        """Of a turn."""
-        return self.steps * self.batch_size * self.seq_length
-
-
-def ours(shape: Shape) -> Turn:
-    """The trainer's own step."""
-    config = shape.config()
-    mesh = sharding.make_mesh(config.mesh)
-    objective = build_objective(config, plan.stand_in_tokenizer(VOCAB_SIZE))
-    rows = shape.batch()
-    trainer = train.build_trainer(config, mesh, config.steps, objective, rows)
-    state = trainer.init()
-    batch = trainer.put(rows, shape.batch_size)
-
-    def turn() -> None:
-        nonlocal state
-        for _ in range(shape.steps):
-            state, loss = trainer.step(state, batch)
-        jax.block_until_ready((state, loss))
-
-    return turn
 
 
 def pytorch(shape: Shape, compiled: bool, tf32: bool) -> Turn:
@@ -143,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         if _COMPILE.value:
             compiled = functools.partial(pytorch, one, True, _TF32.value)
             contenders[f"PyTorch, {dtype}, torch.compile"] = compiled
-    results = contest(contenders, _REPEATS.value)
+    results = contest(contenders)
     objective = build_objective(shape.config(), plan.stand_in_tokenizer(VOCAB_SIZE))
     flops = shape.steps * model_flops(
         objective.encoder, shape.batch_size, shape.seq_length,

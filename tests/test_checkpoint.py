@@ -312,7 +312,7 @@ def test_saving_the_next_does_not_wait_for_the_reader_of_the_last(tmp_path):
         ([None, None, None, None], [4], 4),
     ],
 )
-def test_the_best_scored_stays_and_is_what_is_loaded(tmp_path, scores, kept, best):
+def test_the_best_scored_stays_and_can_be_loaded(tmp_path, scores, kept, best):
     """With resumption in between; a run goes on from the newest all the same."""
     for step, score in enumerate(scores, 1):
         checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
@@ -322,4 +322,4 @@ def test_the_best_scored_stays_and_is_what_is_loaded(tmp_path, scores, kept, bes
     assert checkpoints.steps == kept
     assert checkpoints.restore(abstract(state(1)))[0] == 4
     checkpoints.close()
-    assert bits(load_params(tmp_path)) == bits(state(best)["params"])
+    assert bits(load_params(tmp_path, best=True)) == bits(state(best)["params"])

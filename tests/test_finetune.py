@@ -281,15 +281,15 @@ def test_the_encoder_is_that_of_init_from_and_the_head_is_new(trained, data, tmp
 
 
 def test_what_is_cut_is_counted(trained, data, tmp_path, capsys):
-    run(trained, data, tmp_path / "run", epochs=0.04, max_length=10)
+    run(trained, data, tmp_path / "run", epochs=0.04, max_length=9)
     said = capsys.readouterr().err
     tokenizer = weights.open_model(trained).tokenizer
     for split, count in (("train", 480), ("dev", 60)):
         texts = [text for _, text in examples(count, len(split))]
-        cut = sum(len(ids) > 8 for ids in tokenizer.encode_batch(texts))
+        cut = sum(len(ids) > 7 for ids in tokenizer.encode_batch(texts))
         assert 0 < cut < count
         line = (
-            f"{split}: {cut} of {count} examples are over max_length=10 and were cut; "
+            f"{split}: {cut} of {count} examples are over max_length=9 and were cut; "
             "--config.max_length can be up to 64\n"
         )
         assert said.count(line) == 1

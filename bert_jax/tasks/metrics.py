@@ -8,7 +8,6 @@ none the score is 0.
 from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
-import scipy.stats
 
 Labels = Sequence[Hashable]
 LabelSets = Sequence[Collection[str]]
@@ -50,14 +49,18 @@ def pearson(gold: Sequence[float], predicted: Sequence[float]) -> float:
     """Linear correlation, -1..1; 0 where either side is constant or not finite."""
     if _constant(gold) or _constant(predicted):
         return 0.0
-    return float(scipy.stats.pearsonr(gold, predicted).statistic)
+    from scipy import stats  # late: it takes as long to import as JAX
+
+    return float(stats.pearsonr(gold, predicted).statistic)
 
 
 def spearman(gold: Sequence[float], predicted: Sequence[float]) -> float:
     """Pearson's of the ranks (ties share their mean rank); 0 in the same cases."""
     if _constant(gold) or _constant(predicted):
         return 0.0
-    return pearson(scipy.stats.rankdata(gold), scipy.stats.rankdata(predicted))
+    from scipy import stats
+
+    return pearson(stats.rankdata(gold), stats.rankdata(predicted))
 
 
 def set_f1(gold: LabelSets, predicted: LabelSets, classes: Sequence[str], average: str) -> float:
