@@ -10,9 +10,10 @@ v6e, AxBxC of v4, v5p and 7x. --slices joins several by the data-centre network;
 the mesh runs across them. --search finds the largest batch that fits, in powers of two, with and
 without rematerialisation. launch/plan_table.sh fills a table over many slices.
 
-Memory, collectives and FLOPs are those of the compiled program. Activations are not told apart from
-other temporaries: they share one pool, whose bytes go from one to the other. Times are estimates,
-never compared with a TPU:
+Memory, collectives and FLOPs are those of the compiled program; activations are what its forward
+pass leaves to its backward pass, temporaries everything else that comes and goes. Where it does not
+fit, the compiler tells no kinds: both are in temporaries. Times are estimates, never compared with
+a TPU:
 - computing: the compiler's cycles, a loop's as often as it runs. They come close for large matrix
   products, and are up to five times too high for reductions and copies.
 - unestimated: instructions for which it has no figure (gather, scatter, sort, Pallas kernels), as
@@ -162,7 +163,11 @@ def compile_step(
     if isinstance(compiled, tuple):
         return result | {"fits": False, "memory": _memory(known, *compiled)}
     stats = compiled.memory_analysis()
-    known["program"] = stats.generated_code_size_in_bytes
+    program = read_program(compiled.as_text())
+    known |= {
+        "program": stats.generated_code_size_in_bytes,
+        "activations": program.activations,
+    }
     needed = (
         stats.argument_size_in_bytes
         + stats.output_size_in_bytes
@@ -170,7 +175,6 @@ def compile_step(
         + stats.temp_size_in_bytes
         + known["program"]
     )
-    program = read_program(compiled.as_text())
     tokens = batch_size * seq_length
     return result | {
         "fits": needed <= target.chip.memory,
@@ -235,8 +239,7 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
 
 
 def _memory(known: Mapping[str, int], needed: int, available: int) -> Plan:
-    """HBM by kind. temporaries: activations, gradients, workspaces and the padding of all arrays,
-    one pool to the compiler, which gives the same bytes to one after the other."""
+    """HBM by kind. temporaries: gradients, workspaces, and the padding of all arrays."""
     return {
         **known,
         "temporaries": needed - sum(known.values()),

@@ -69,8 +69,7 @@ def _cells(phase: Plan) -> dict[str, str]:
     memory = phase["memory"]
     kinds = [kind for kind in memory if kind not in ("needed", "available", "free")]
     cells = {"rows a device": f"{phase['rows']:,}", "fits": _fit(memory)}
-    names = {"temporaries": "activations and other temporaries"}
-    cells |= {f"{names.get(kind, kind)}, GiB": _gib(memory[kind]) for kind in kinds}
+    cells |= {f"{kind}, GiB": _gib(memory[kind]) for kind in kinds}
     cells |= {
         "model FLOPs a step": f"{phase['model_flops']:.3g}",
         "model FLOPs a token": f"{phase['model_flops_per_token']:.3g}",

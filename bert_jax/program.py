@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: collectives, estimated cycles, and what has no estimate.
+"""What a compiled program says of itself: operations, their estimated cycles, and collectives.
 
 Read from the text of the optimised HLO, from the entry on through everything that it calls. The
 body of a loop counts as often as it runs; `Compiled.cost_analysis` counts it once.
@@ -51,6 +51,20 @@ class Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Operation:
+    """An instruction that runs by itself, with all that is fused into it."""
+
+    name: str
+    opcodes: frozenset[str]  # its own, and those fused into it
+    source: str  # op_name of its matrix product, else its own: where in the model it is from
+    times: int  # in a step
+    cycles: int | None  # estimated, each time; None: no estimate
+    bytes: int  # of HBM, read and written each time
+    flops: int  # of convolutions (on TPU: all matrix products), each time
+    twin: int  # a number that operations share which do the same with other data
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """One device's share of a step, by the compiler's account."""
 
@@ -58,6 +72,8 @@ class Program:
     collectives: tuple[Collective, ...]
     unestimated: tuple[Kernel, ...]  # the largest first
     unknown_loops: tuple[str, ...]  # loops of unknown length, counted once
+    activations: int = 0  # bytes that the forward pass leaves to the backward pass
+    operations: tuple[Operation, ...] = ()  # that take time; no collectives
 
 
 def read_program(text: str) -> Program:
@@ -70,6 +86,8 @@ def read_program(text: str) -> Program:
         tuple(walk.collectives),
         tuple(sorted(kernels, key=lambda kernel: -kernel.bytes)),
         tuple(walk.unknown_loops),
+        walk.activations,
+        tuple(walk.operations),
     )
 
 
@@ -77,6 +95,7 @@ def read_program(text: str) -> Program:
 class _Instruction:
     name: str
     opcode: str
+    shape: str  # of the result, with its layout
     bytes: int  # of the result
     operands: tuple[str, ...]  # names
     attributes: str  # the line from the operands on
@@ -85,6 +104,37 @@ class _Instruction:
         """Names of the computations under an attribute (a pattern)."""
         found = re.findall(rf"\b(?:{attribute})=(?:%([\w.-]+)|\{{([^}}]*)\}})", self.attributes)
         return [name.strip(" %") for one, many in found for name in (one or many).split(",")]
+
+    @property
+    def cycles(self) -> int | None:
+        """The compiler's estimate."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(match[1]) if match else None
+
+    @property
+    def source(self) -> str:
+        """Where in the model it is from; empty where the program does not say."""
+        match = re.search(r'\bop_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether it runs, and not beside others."""
+        if self.cycles is not None:
+            return True
+        beside = self.opcode.endswith(("-start", "-done", "-update"))
+        return not (beside or self.opcode in _FREE or self.target in _BOOKKEEPING)
+
+    @property
+    def target(self) -> str:
+        """Of a custom call."""
+        match = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return match[1] if match else ""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the result in HBM: all of it, or none if the compiler keeps it in the core, S(1)."""
+        return sum(_sizes(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(1\)[^}]*\}", "", self.shape)))
 
 
 class _Walk:
@@ -95,6 +145,8 @@ class _Walk:
         self.collectives: list[Collective] = []
         self.kernels: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
         self.unknown_loops: list[str] = []
+        self.activations = 0
+        self.operations: list[Operation] = []
         self.entry, self._computations = _parse(text)
         header = text.partition("\n")[0]
         self._devices = _integer(r"num_partitions=(\d+)", header, 1) * _integer(
@@ -104,7 +156,10 @@ class _Walk:
 
     def follow(self, name: str, times: int) -> None:
         """Counts a computation that runs so often."""
+        self.activations += self._activations(name)
         for instruction in self._computations[name].values():
+            if instruction.takes_time and not _collective(instruction):
+                self.operations.append(self._operation(name, instruction, times))
             if instruction.opcode == "while":
                 self._follow_loop(instruction, times)
             elif instruction.opcode == "fusion":
@@ -118,6 +173,37 @@ class _Walk:
                     self.follow(called, times)
                 if not self._count_cycles(instruction, times):
                     self._count_kernel(name, instruction, times)
+
+    def _activations(self, name: str) -> int:
+        """Bytes in HBM that are computed forward and read backward, by the names that JAX gives.
+
+        Without the padding of their layouts.
+        """
+        lines = self._computations[name]
+        users: dict[str, list[_Instruction]] = collections.defaultdict(list)
+        for instruction in lines.values():
+            for operand in instruction.operands:
+                users[operand].append(instruction)
+
+        def computed_by(instruction: _Instruction) -> _Instruction:
+            while instruction.opcode in _ALIASES and instruction.operands[0] in lines:
+                instruction = lines[instruction.operands[0]]
+            return instruction
+
+        def is_read_backward(instruction: _Instruction) -> bool:
+            return any(
+                is_read_backward(user) if user.opcode in _ALIASES else "transpose(" in user.source
+                for user in users[instruction.name]
+            )
+
+        return sum(
+            instruction.memory_bytes
+            for instruction in lines.values()
+            if (instruction.opcode not in _ALIASES or instruction.opcode == "get-tuple-element")
+            and not instruction.shape.startswith("(")  # its elements count
+            and re.search(r"^(?!.*transpose\().*jvp\(", computed_by(instruction).source)
+            and is_read_backward(instruction)
+        )
 
     def _follow_loop(self, loop: _Instruction, times: int) -> None:
         """`lax.scan` and `fori_loop` count from 0 in steps of 1 up to a constant."""
@@ -161,24 +247,19 @@ class _Walk:
         self.collectives.append(Collective(kind, times, whole, devices))
 
     def _count_cycles(self, instruction: _Instruction, times: int) -> bool:
-        cycles = _integer(r'"estimated_cycles":"(\d+)"', instruction.attributes, -1)
-        self.cycles += max(cycles, 0) * times
-        return cycles >= 0
+        cycles = instruction.cycles
+        self.cycles += (cycles or 0) * times
+        return cycles is not None
 
     def _count_kernel(self, computation: str, instruction: _Instruction, times: int) -> None:
         opcode = instruction.opcode
-        if opcode in _FREE or opcode.endswith(("-start", "-done", "-update")):
-            return
-        if instruction.bytes <= 8:  # a number: the scalar unit's
+        if not instruction.takes_time or instruction.bytes <= 8:  # a number: the scalar unit's
             return
         kind = opcode
         if opcode == "fusion":
             kind = re.sub(r"(\.\d+|\.clone)+$", "", instruction.name)
         elif opcode == "custom-call":
-            target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-            kind = target[1] if target else opcode
-            if kind in _BOOKKEEPING:
-                return
+            kind = instruction.target or opcode
         sizes = self._operand_bytes(computation, instruction)
         inner = [
             x.opcode for c in instruction.calls("calls") for x in self._computations[c].values()
@@ -189,11 +270,73 @@ class _Walk:
         count[0] += times
         count[1] += times * (instruction.bytes + sum(sizes))
 
+    def _operation(self, name: str, instruction: _Instruction, times: int) -> Operation:
+        """name: of its computation."""
+        parts = list(self._parts(name, instruction))
+        opcodes = frozenset(part.opcode for _, part in parts)
+        products = [(place, part) for place, part in parts if part.opcode in ("convolution", "dot")]
+        sources = [part.source for _, part in (*products, *parts)]
+        read = sorted(self._read_bytes(name, x) for x in dict.fromkeys(instruction.operands))
+        written = instruction.memory_bytes
+        if opcodes & {"gather", "dynamic-slice"}:  # reads no more of a table than it gives
+            read = [min(size, instruction.bytes) for size in read]
+        if "dynamic-update-slice" in opcodes and read:  # writes a part of the largest, in place
+            written = sum(read[:-1])
+            read.pop()
+        return Operation(
+            instruction.name,
+            opcodes,
+            next(filter(None, sources), ""),
+            times,
+            instruction.cycles,
+            sum(read) + written,
+            sum(self._flops(place, part) for place, part in products),
+            hash((instruction.cycles, *sorted((part.opcode, part.shape) for _, part in parts))),
+        )
+
+    def _parts(self, name: str, instruction: _Instruction) -> Iterator[tuple[str, _Instruction]]:
+        """An instruction and what is fused into it, each with the name of its computation."""
+        yield name, instruction
+        if instruction.opcode == "fusion":
+            for called in instruction.calls("calls"):
+                for inner in self._computations[called].values():
+                    yield from self._parts(called, inner)
+
+    def _read_bytes(self, computation: str, name: str) -> int:
+        """Of an operand, what comes from HBM; also if it was brought in ahead of time."""
+        lines = self._computations[computation]
+        if name not in lines:
+            return 0
+        while lines[name].opcode == "bitcast":
+            name = lines[name].operands[0]
+        one = lines[name]
+        return one.bytes if one.opcode.endswith("-done") else one.memory_bytes
+
+    def _flops(self, computation: str, product: _Instruction) -> int:
+        """Of a convolution that stands for a matrix product.
+
+        Of its spatial dimensions some are summed over: those of the window that are gone from the
+        result. The others number the products of a batch, or belong to rows or columns.
+        """
+        labels = re.search(r"dim_labels=(\w+?)_(\w+)->(\w+)", product.attributes)
+        if not labels:
+            return 0
+        lines = self._computations[computation]
+        arrays = [lines[product.operands[0]], lines[product.operands[1]], product]
+        left, right, result = (
+            dict(zip(names, _dimensions(array.shape), strict=True))
+            for names, array in zip(labels.groups(), arrays, strict=True)
+        )
+        summed = [size for name, size in right.items() if name.isdigit() and result[name] == 1]
+        return 2 * math.prod(result.values()) * left["f"] * math.prod(summed)
+
     def _operand_bytes(self, computation: str, instruction: _Instruction) -> list[int]:
         lines = self._computations[computation]
         return [lines[name].bytes for name in instruction.operands if name in lines]
 
 
+# What gives another name to the same bytes, or another place.
+_ALIASES = {"get-tuple-element", "tuple", "bitcast", "copy-start", "copy-done", "opt-barrier"}
 # How an instruction names the computations it runs; all branches of a condition are counted.
 _CALLS = {
     "call": "to_apply",
@@ -219,8 +362,15 @@ def _parse(text: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:
         elif match := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)", line):
             name, shape, opcode, rest = match.groups()
             operands = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
-            lines[name] = _Instruction(name, opcode, sum(_sizes(shape)), tuple(operands), rest)
+            lines[name] = _Instruction(
+                name, opcode, shape, sum(_sizes(shape)), tuple(operands), rest
+            )
     return entry, computations
+
+
+def _dimensions(shape: str) -> list[int]:
+    """Of an array: `f32[2,3]{1,0}` -> [2, 3]."""
+    return [int(n) for n in shape[shape.index("[") + 1 : shape.index("]")].split(",") if n]
 
 
 def _sizes(shape: str) -> Iterator[int]:
