@@ -69,7 +69,9 @@ def test_a_full_disk(corpus, undisturbed, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert steps_of(tmp_path / "run") == [4]  # that of step 8 was under way
-    assert_same(run(corpus, tmp_path / "run"), undisturbed)
+    # Threads of the failed save may still write there, as they cannot once a process has ended.
+    (tmp_path / "run").rename(tmp_path / "later")
+    assert_same(run(corpus, tmp_path / "later"), undisturbed)
 
 
 def test_a_log_that_cannot_be_written_names_its_file(tmp_path):
