@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.config import SIZES
-from bert_jax.models import layers
+from bert_jax.models import layers, operations
 from bert_jax.models.encoder import Encoder, EncoderConfig, model_flops, padding_mask
 from bert_jax.models.heads import Pooler
-from bert_jax.models.layers import dropout
+from bert_jax.models.operations import dropout
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
 
@@ -422,7 +422,7 @@ def test_dropout_is_independent_between_heads_layers_sites_and_steps():
         for layer in range(3):
             for site in range(3):
                 key = jax.random.fold_in(seed, step)
-                key = layers.fold(layers.fold(key, layer), site)
+                key = operations.fold(operations.fold(key, layer), site)
                 masks.append(drops(key, shape=shape).ravel())
     masks = np.stack(masks)
     count = masks.shape[1]
@@ -446,7 +446,8 @@ def test_dropout_sites_of_the_model(monkeypatch):
 
     config = dataclasses.replace(TINY, hidden_dropout=0.1, attention_dropout=0.2)
     params, batch = random_params(config), some_batch(config)
-    monkeypatch.setattr(layers, "dropout", recorded)
+    for module in (layers, operations):
+        monkeypatch.setattr(module, "dropout", recorded)
     encode(config, params, batch, jax.random.key(5))
     hidden, weights = ((4, 16, 32), 0.1), ((4, 4, 16, 16), 0.2)
     assert [call[:2] for call in calls] == [hidden] + [weights, hidden, hidden] * config.layers

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
-from bert_jax.models.layers import Key, apply, fold
+from bert_jax.models.layers import apply
+from bert_jax.models.operations import Key, fold
 from bert_jax.models.recurrent import BiLSTM
 
 # Rows of the paper's Table 7: which hidden states (0: the embeddings), and how they are joined.

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_jax.models.layers import Block, Embeddings, EncoderConfig, Key, apply, fold
+from bert_jax.models.layers import Block, Embeddings, EncoderConfig, apply
+from bert_jax.models.operations import Key, fold
 
 __all__ = ["Encoder", "EncoderConfig", "attention_mask", "padding_mask"]
 

@@ -24,7 +24,7 @@ class Pooler(nn.Module):
         if c.causal:
             assert lengths is not None
             pooled = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-        dense = Dense(c, (c.width,), ("model", None), name="dense")
+        dense = Dense(c, c.width, ("model", None), name="dense")
         return by_row(jnp.tanh(dense(by_row(pooled))))
 
 
@@ -37,7 +37,7 @@ class MlmHead(nn.Module):
     def __call__(self, hidden: jax.Array, token_embeddings: jax.Array) -> jax.Array:
         """hidden [B, M, D] at the predicted positions, table [V, D] -> logits float32 [B, M, V]."""
         c = self.config
-        dense = Dense(c, (c.width,), ("model", None), name="dense")
+        dense = Dense(c, c.width, ("model", None), name="dense")
         x = by_row(norm(c)(ACTIVATIONS[c.activation](dense(by_row(hidden)))))
         bias = self.param("bias", zeros("vocab"), (c.vocab_size,))
         logits = jnp.einsum(
@@ -60,5 +60,5 @@ class Classifier(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> logits float32 [..., C]."""
         c = self.config
-        dense = Dense(c, (self.classes,), ("model", None), name="dense")
+        dense = Dense(c, self.classes, ("model", None), name="dense")
         return dense(x).astype(jnp.float32)

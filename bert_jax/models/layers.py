@@ -5,18 +5,17 @@ A `key` argument is the dropout key of that call; `None` means no dropout (evalu
 """
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-Key = jax.Array | None
+from bert_jax.models.operations import Key, add_and_norm, attend, dropout, fold, gelu
 
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # erf: the paper, the first release
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,  # erf: the paper, the first release
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),  # the released code since 2019-02
     "relu": jax.nn.relu,
 }
@@ -51,33 +50,35 @@ def initializer(config: EncoderConfig, *logical_axes: str | None) -> Any:
     return nn.with_logical_partitioning(init, logical_axes)
 
 
+def ones(*logical_axes: str | None) -> Any:
+    """Initialiser of the scales of norms, with the parameter's logical axes."""
+    return nn.with_logical_partitioning(nn.initializers.ones, logical_axes)
+
+
 def zeros(*logical_axes: str | None) -> Any:
     """Initialiser of biases, with the parameter's logical axes."""
     return nn.with_logical_partitioning(nn.initializers.zeros, logical_axes)
 
 
 class Dense(nn.Module):
-    """x · kernel + bias over the last `inputs` dimensions of x, as one product of two matrices.
+    """x · kernel + bias over the last dimension of x, as one product of two matrices.
 
     Flat on purpose: XLA's CPU backend runs the gradient of the same product on a [B, S, D] operand
     at less than half the speed.
     """
 
     config: EncoderConfig
-    features: tuple[int, ...]
-    axes: tuple[str | None, ...]  # logical, of the kernel: inputs, then features
-    inputs: int = 1
+    features: int
+    axes: tuple[str | None, str | None]  # logical, of the kernel: inputs, features
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., *inputs] -> [..., *features]."""
+        """[..., inputs] -> [..., features]."""
         c = self.config
-        rows, inputs = x.shape[: -self.inputs], x.shape[-self.inputs :]
-        kernel = self.param("kernel", initializer(c, *self.axes), (*inputs, *self.features))
-        bias = self.param("bias", zeros(*self.axes[self.inputs :]), self.features)
-        matrix = kernel.astype(c.dtype).reshape(math.prod(inputs), math.prod(self.features))
-        flat = x.astype(c.dtype).reshape(-1, math.prod(inputs)) @ matrix
-        return (flat + bias.astype(c.dtype).reshape(1, -1)).reshape(*rows, *self.features)
+        kernel = self.param("kernel", initializer(c, *self.axes), (x.shape[-1], self.features))
+        bias = self.param("bias", zeros(self.axes[1]), (self.features,))
+        flat = x.astype(c.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(c.dtype)
+        return (flat + bias.astype(c.dtype)[None]).reshape(*x.shape[:-1], self.features)
 
 
 def norm(config: EncoderConfig, name: str = "norm") -> nn.LayerNorm:
@@ -86,7 +87,7 @@ def norm(config: EncoderConfig, name: str = "norm") -> nn.LayerNorm:
         epsilon=config.norm_epsilon,
         use_fast_variance=False,  # E[x²]-E[x]² loses digits where the mean is large
         dtype=config.dtype,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+        scale_init=ones("norm"),
         bias_init=zeros("norm"),
         name=name,
     )
@@ -105,40 +106,6 @@ def by_row(x: jax.Array, *rest: Any) -> jax.Array:
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> jax.Array:
     """A module as a pure function of a plain parameter tree."""
     return cast(jax.Array, module.apply({"params": params}, *args, **kwargs))
-
-
-def fold(key: Key, site: int) -> Key:
-    """The dropout key of one site (or layer) under `key`."""
-    return None if key is None else jax.random.fold_in(key, site)
-
-
-def _mix(bits: jax.Array) -> jax.Array:
-    """A 32-bit finaliser with good avalanche (the `lowbias32` constants of C. Wellons)."""
-    bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
-    return bits ^ (bits >> 16)
-
-
-def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
-    """Independent dropout of every element of `x` [..., K] at exactly `rate` (to 2⁻³²).
-
-    The random bits are a hash of (key, place in the global array): elementwise, so they are made
-    where they are used, fuse into the consumer, are recomputed rather than stored, and are the
-    same on one device or many. `jax.random.bernoulli` costs a sixth of a whole `mini` step on CPU,
-    and its bits are a global-batch array on every chip under some generators.
-    """
-    if key is None or rate == 0.0:
-        return x
-    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)[:2]
-    row = jnp.zeros((*x.shape[:-1], 1), jnp.uint32)  # the row's index in [..., K], flattened
-    for axis, size in enumerate(x.shape[:-1]):
-        row = row * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis)
-    row = _mix(_mix(row + words[0]) ^ words[1])
-    column = jax.lax.broadcasted_iota(jnp.uint32, (1,) * (x.ndim - 1) + x.shape[-1:], x.ndim - 1)
-    bits = _mix(row ^ _mix(column + words[1]))
-    keep = bits >= np.uint32(round(rate * 2**32))
-    # Scaled in float32: 1/0.9 rounded to bfloat16 would be 0.16% low.
-    return jnp.where(keep, x.astype(jnp.float32) * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
@@ -170,39 +137,44 @@ class Embeddings(nn.Module):
         return by_row(dropout(norm(c)(x), c.hidden_dropout, key))
 
 
+class Projection(nn.Module):
+    """A dense layer between [B, S, D] and [B, N, S, H], the layout that `attend` takes.
+
+    The TPU compiler has the product write that layout; with `Dense` and a transposition it copies.
+    """
+
+    config: EncoderConfig
+    merge: bool = False  # from the heads, rather than to them
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, S, D] -> [B, N, S, H], or with `merge` [B, N, S, H] -> [B, S, D]."""
+        c = self.config
+        heads, axes = (c.heads, c.head_width), ("heads", None)
+        if self.merge:
+            kernel = self.param("kernel", initializer(c, *axes, "model"), (*heads, c.width))
+            bias = self.param("bias", zeros("model"), (c.width,))
+            product = jnp.einsum("bnsh,nhd->bsd", x, kernel.astype(c.dtype))
+            return product + bias.astype(c.dtype)[None, None]
+        kernel = self.param("kernel", initializer(c, "model", *axes), (c.width, *heads))
+        bias = self.param("bias", zeros(*axes), heads)
+        product = jnp.einsum("bsd,dnh->bnsh", x.astype(c.dtype), kernel.astype(c.dtype))
+        return product + bias.astype(c.dtype)[None, :, None]
+
+
 class Attention(nn.Module):
-    """Multi-head scaled dot-product attention; the softmax is in float32."""
+    """Multi-head scaled dot-product attention."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(
-        self, queries: jax.Array, sources: jax.Array, mask: jax.Array | None, key: Key
-    ) -> jax.Array:
-        """Attends from queries [B, S, D] to sources [B, T, D].
-
-        Args:
-          mask: bool [B|1, 1|S, T], true where a query may look; a row with no true entry gets
-            uniform attention, never NaN.
-        Returns: [B, S, D].
-        """
+    def __call__(self, x: jax.Array, mask: jax.Array | None, key: Key) -> jax.Array:
+        """[B, S, D] -> [B, S, D]; mask bool [B|1, 1|S, S] as in `attend`."""
         c = self.config
-
-        # Three separate kernels: splitting one fused [D, 3·N·H] product costs layout copies on TPU.
-        def project(name: str, x: jax.Array) -> jax.Array:  # [B, S, D] -> [B, S, N, H]
-            return Dense(c, (c.heads, c.head_width), ("model", "heads", None), name=name)(x)
-
-        q = project("query", queries) * c.head_width**-0.5
-        k = project("key", sources)
-        v = project("value", sources)
-        scores = jnp.einsum("bsnh,btnh->bnst", q, k).astype(jnp.float32)
-        if mask is not None:
-            scores = jnp.where(mask[:, None], scores, -1e9)
-        weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
-        weights = dropout(weights, c.attention_dropout, key)
-        mixed = jnp.einsum("bnst,btnh->bsnh", weights, v)
-        output = Dense(c, (c.width,), ("heads", None, "model"), inputs=2, name="output")
-        return output(mixed)
+        # Three kernels: splitting one fused [D, 3·N·H] product costs layout copies on TPU.
+        q, k, v = (Projection(c, name=name)(x) for name in ("query", "key", "value"))
+        mixed = attend(q * c.head_width**-0.5, k, v, mask, key, c.attention_dropout)
+        return Projection(c, merge=True, name="output")(mixed)
 
 
 class FeedForward(nn.Module):
@@ -214,13 +186,27 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, S, D] -> [B, S, D] through F."""
         c = self.config
-        inner = Dense(c, (c.feed_forward,), ("model", "feed_forward"), name="inner")
-        outer = Dense(c, (c.width,), ("feed_forward", "model"), name="outer")
+        inner = Dense(c, c.feed_forward, ("model", "feed_forward"), name="inner")
+        outer = Dense(c, c.width, ("feed_forward", "model"), name="outer")
         return outer(ACTIVATIONS[c.activation](inner(x)))
 
 
+class AddAndNorm(nn.Module):
+    """Dropout, residual sum, layer normalisation (post-LN)."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array, key: Key) -> jax.Array:
+        """[B, S, D], and y of the same shape, which is dropped out -> [B, S, D]."""
+        c = self.config
+        scale = self.param("scale", ones("norm"), (c.width,))
+        bias = self.param("bias", zeros("norm"), (c.width,))
+        return by_row(add_and_norm(x, y, scale, bias, key, c.hidden_dropout, c.norm_epsilon))
+
+
 class Block(nn.Module):
-    """One encoder layer, normalised after each residual sum (post-LN)."""
+    """One encoder layer."""
 
     config: EncoderConfig
 
@@ -228,10 +214,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None, key: Key) -> jax.Array:
         """[B, S, D] -> [B, S, D]; mask as in `Attention`."""
         c = self.config
-        attended = Attention(c, name="attention")(x, x, mask, fold(key, 0))
-        x = norm(c, "attention_norm")(x + dropout(attended, c.hidden_dropout, fold(key, 1)))
-        x = by_row(x)
+        attended = Attention(c, name="attention")(x, mask, fold(key, 0))
+        x = AddAndNorm(c, name="attention_norm")(x, attended, fold(key, 1))
         fed = FeedForward(c, name="feed_forward")(x)
-        return by_row(
-            norm(c, "feed_forward_norm")(x + dropout(fed, c.hidden_dropout, fold(key, 2)))
-        )
+        return AddAndNorm(c, name="feed_forward_norm")(x, fed, fold(key, 2))

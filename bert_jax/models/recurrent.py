@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_jax.models.layers import Key, dropout, fold
+from bert_jax.models.operations import Key, dropout, fold
 
 
 class BiLSTM(nn.Module):

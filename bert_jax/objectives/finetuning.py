@@ -15,7 +15,8 @@ import optax
 
 from bert_jax.models.body import Body
 from bert_jax.models.heads import Classifier, Pooler
-from bert_jax.models.layers import EncoderConfig, Key, apply, dropout, fold
+from bert_jax.models.layers import EncoderConfig, apply
+from bert_jax.models.operations import Key, dropout, fold
 from bert_jax.objectives.base import Batch, Mean, Params, cross_entropy, weighted_mean
 
 _HEAD_SITE = 1_000_000  # dropout site of the heads; the encoder's are its layers
