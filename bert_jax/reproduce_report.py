@@ -77,9 +77,9 @@ def compare(ours: Sequence[float], reference: Sequence[float]) -> str:
 
 
 def summarise(
-    table: Table, cells: Sequence[Cell], perplexities: Mapping[str, float]
+    table: Table, cells: Sequence[Cell], perplexities: Mapping[str, float], out: Path
 ) -> list[dict[str, Any]]:
-    """A dictionary a row, as in `table.json`: its cells with every run."""
+    """A dictionary a row, as in `table.json`: its cells with every run, by its folder in `out`."""
     summary = []
     found = {(cell.row.label, cell.column.name): cell.scores()[1] for cell in cells}
     for row in table.rows:
@@ -103,7 +103,9 @@ def summarise(
                 else compare(scores, found[reference, name]),
                 "collapsed": sum(run.read()["collapsed"] for run in cell.runs[point]),
                 "published": row.published.get(name),
-                "runs": [str(run.folder) for runs in cell.runs.values() for run in runs],
+                "runs": [
+                    str(run.folder.relative_to(out)) for runs in cell.runs.values() for run in runs
+                ],
             }
         summary.append(entry)
     return summary
@@ -143,14 +145,18 @@ def as_markdown(table: Table, summary: Sequence[Mapping[str, Any]], notes: Seque
         *([table.note] if table.note else []),
         *(f"- {note}" for note in notes),
         "",
-        "Runs:",
+        "Runs, a folder a seed:",
         *(
-            f"- {entry['label']}, {name}: {cell['setting']}, {', '.join(cell['runs'])}"
+            f"- {entry['label']}, {name}: {cell['setting']}, {', '.join(_parents(cell['runs']))}"
             for entry in summary
             for name, cell in entry["cells"].items()
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _parents(folders: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(str(Path(folder).parent) for folder in folders))
 
 
 def _with_published(text: str, published: float | None) -> str:
@@ -200,7 +206,7 @@ def write_table(
     notes: Sequence[str],
 ) -> None:  # fmt: skip
     """Writes table.md, table.json and table.png."""
-    summary = summarise(table, cells, perplexities)
+    summary = summarise(table, cells, perplexities, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
     plot(table, summary, folder / "table.png")
     write_whole(folder / "table.md", as_markdown(table, summary, notes))

@@ -321,7 +321,7 @@ def test_of_a_grid_the_setting_with_the_best_mean_counts(tmp_path):
             scores = {"dev": {"accuracy": accuracy}}
             line = {"task": "rte", "scores": scores, "collapsed": False}
             result.path.write_text(json.dumps(line))
-    (row,) = summarise(table, [Cell(table.rows[0], column, runs)], {})
+    (row,) = summarise(table, [Cell(table.rows[0], column, runs)], {}, tmp_path)
     cell = row["cells"]["rte"]
     assert cell["setting"] == "learning_rate=3e-05,batch_size=32,epochs=3"
     assert cell["mean"] == pytest.approx(60.5) and len(cell["runs"]) == 8
@@ -355,7 +355,7 @@ def test_the_text_of_a_table(tmp_path):
                 line = {"task": task, "scores": scores, "collapsed": row.label == "small"}
                 run.path.write_text(json.dumps(line))
             cells.append(Cell(row, Column(task, task), {"default": runs}))
-    summary = summarise(table, cells, {"a": 9.5, "b": 7.25})
+    summary = summarise(table, cells, {"a": 9.5, "b": 7.25}, tmp_path)
     lines = as_markdown(table, summary, ["mnli is left out"]).splitlines()
     assert lines[2] == "| | held-out perplexity | squad1 | rte |".replace("| |", "|  |", 1)
     assert lines[4] == (
@@ -364,6 +364,7 @@ def test_the_text_of_a_table(tmp_path):
     )
     assert lines[5] == "| large | 7.25 [4.68] | 61.0 ± 1.0, n=3 ↑ [81] | 61.0 ± 1.0, n=3 ↑ |"
     assert lines[6] == "| large again | 7.25 | 61.1 ± 1.0, n=3 ≈ | 61.1 ± 1.0, n=3 ≈ |"
+    assert "- small, rte: default, small/rte" in lines  # in the work directory, wherever that is
     assert "A note." in lines and "- mnli is left out" in lines
 
 

@@ -96,10 +96,7 @@ def test_tensor_parallel_reduces_a_few_activations_a_layer(corpus):
     moved = by_kind(collectives)
     print(f"\ntensor 4: {moved}, one activation {ACTIVATION}")
     assert tables(trainer)[0].sharding.spec == jax.P("tensor", "fsdp")  # the vocabulary is split
-    assert moved.keys() == {"all-reduce", "all-gather"}
-    # Of the logits no more is gathered than each part's largest, and its place.
-    slots = trainer.objective.masking.slots(LENGTH)
-    assert moved["all-gather"] <= ROWS * slots * 4 * (4 + 4)
+    assert moved.keys() == {"all-reduce"}  # of the logits nothing is gathered
     count = sum(one.times * (one.bytes // ACTIVATION) for one in collectives)
     assert 4 * LAYERS + 1 <= count <= 6 * LAYERS + 1
 
