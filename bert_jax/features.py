@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from bert_jax import errors
+from bert_jax import errors, memory
 from bert_jax.command_line import OUTPUT
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not (_CHECKPOINT.value and _INPUT.value and OUTPUT.value):
         raise UserError("give --checkpoint=FOLDER, --input=FILE and --output=FILE.npz")
+    memory.keep_freed_memory()
     try:
         layers = [int(layer) for layer in _LAYERS.value]
     except ValueError:

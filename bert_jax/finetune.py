@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import distributed, errors, inference, sharding, tasks, train, weights
+from bert_jax import distributed, errors, inference, memory, sharding, tasks, train, weights
 from bert_jax.checkpoint import has_checkpoint, load_params
 from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.config import check_ranges, encoder_config
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
         raise errors.UserError(
             "both --config=configs/finetune.py:task=... and --workdir=FOLDER are needed"
         )
+    memory.keep_freed_memory()
     distributed.initialize()
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     if config.mode == "train":

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import distributed, errors, sharding, train
+from bert_jax import distributed, errors, memory, sharding, train
 from bert_jax.checkpoint import has_checkpoint
 from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.config import Stretch, check_ranges, encoder_config, stretches
@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if CONFIG.value is None or not WORKDIR.value:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
+    memory.keep_freed_memory()
     distributed.initialize()
     pretrain(CONFIG.value, Path(WORKDIR.value))
 

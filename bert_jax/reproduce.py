@@ -26,7 +26,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from bert_jax import distributed, errors, finetune, plan, tpu
+from bert_jax import distributed, errors, finetune, memory, plan, tpu
 from bert_jax import main as pretraining
 from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR
 from bert_jax.config import check_ranges
@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if not WORKDIR.value:
         raise UserError("--workdir=FOLDER is needed, or --topology to plan only")
+    memory.keep_freed_memory()
     distributed.initialize()
     reproduce(config, Path(WORKDIR.value))
 
