@@ -195,7 +195,8 @@ def get_table(name: str, scale: str) -> Table:
     return given[name] if name in given else made[name]()
 
 
-# Tasks of each table: the paper's, and stand-ins of which small models learn something in minutes.
+# Tasks of each table: the paper's, and stand-ins of which small models learn something in minutes
+# (of MRPC and CoLA they learn next to nothing: results/README.md).
 TASKS = {
     "1": "mnli qqp qnli sst2 cola stsb mrpc rte",
     "2": "squad1", "3": "squad2", "4": "swag",
@@ -207,8 +208,8 @@ TASKS = {
 }  # fmt: skip
 LAPTOP_TASKS = TASKS | {
     "1": "sst2 cola stsb mrpc rte", "4": "codah",
-    "5": "stsb mrpc cola sst2 wnut17",
-    "6": "stsb mrpc sst2",
+    "5": "stsb sst2 wnut17",
+    "6": "stsb wnut17",
     "figure5": "stsb",
     "7": "wnut17",
     "8": "stsb wnut17",
