@@ -12,8 +12,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from data_packs import pack
+from golden_models import GOLDEN, plain, same
 from safetensors.numpy import load_file
-from test_weights import GOLDEN, plain, same
 
 from bert_jax import convert, tf1
 from bert_jax.errors import UserError

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_finetune import FAMILIES, make_config, write_classification
+from tiny_tasks import FAMILIES, make_config, write_classification
 
 from bert_jax import finetune
 from bert_jax.errors import UserError

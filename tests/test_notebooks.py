@@ -12,8 +12,8 @@ from typing import Any
 import nbclient
 import nbformat
 import pytest
-from test_finetune import TOPICS, write_classification
 from tiny_corpus import documents
+from tiny_tasks import TOPICS, write_classification
 
 import bert_jax
 from bert_jax.metrics import read_metrics

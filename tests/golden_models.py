@@ -1,0 +1,19 @@
+"""Small models as `transformers` wrote them, and comparing parameters."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden" / "hugging_face"
+
+
+def same(one, other) -> bool:
+    """Whether two trees have the same names and the same bits."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+def plain(params):
+    return jax.tree.map(np.asarray, dict(params))

@@ -1,0 +1,126 @@
+"""The config of fine-tuning: the paper's settings, every field read, mistakes told at once."""
+
+import re
+import types
+
+import pytest
+from tiny_tasks import make_config
+
+from bert_jax import finetune, tasks
+from bert_jax.errors import UserError
+from configs import finetune as config_file
+
+pytestmark = pytest.mark.usefixtures("on_first_device")
+
+
+# The config file.
+
+
+@pytest.mark.parametrize("preset", config_file.PRESETS)
+@pytest.mark.parametrize("name", [*tasks.TASKS, "custom"])
+def test_every_task_builds(name, preset):
+    config = config_file.get_config(f"task={name},preset={preset}")
+    assert finetune.build_task(config).name == name
+    assert config.max_length <= 512 and config.epochs > 0
+    assert config.optimizer.bias_correction == (preset != "paper")
+
+
+def test_paper_settings():
+    """Section 4 and appendix A.3 (C5)."""
+    found = {
+        name: (c.batch_size, c.learning_rate, c.epochs)
+        for name in ("squad1", "squad2", "swag")
+        for c in [config_file.get_config(f"task={name}")]
+    }
+    assert found == {
+        "squad1": (32, 5e-5, 3.0), "squad2": (48, 5e-5, 2.0), "swag": (16, 2e-5, 3.0),
+    }  # fmt: skip
+    glue = config_file.get_config("task=mrpc")
+    assert (glue.batch_size, glue.epochs, glue.max_length, glue.dropout) == (32, 3.0, 128, 0.1)
+    assert (glue.warmup_steps, glue.optimizer.weight_decay, glue.optimizer.epsilon) == (
+        0.1, 0.01, 1e-6,
+    )  # fmt: skip
+
+
+def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
+    from test_configs import Recorder, field_names
+
+    read: set[str] = set()
+    folder = data / "classification"
+    for mode in config_file.MODES:
+        config = make_config(
+            trained, f"task=custom,mode={mode}", data=str(folder), epochs=0.04,
+            test=str(folder / "dev.tsv"),
+        )  # fmt: skip
+        recorder = Recorder(config, read)
+        monkeypatch.setattr(finetune, "CONFIG", types.SimpleNamespace(value=recorder))
+        workdir = types.SimpleNamespace(value=str(tmp_path / "run"))
+        monkeypatch.setattr(finetune, "WORKDIR", workdir)
+        finetune.main([])
+    assert (tmp_path / "run" / "predict" / "results.json").exists()
+    monkeypatch.undo()
+    config = Recorder(make_config(trained, train=str(folder / "train.tsv")), read)
+    finetune.train.sharding.make_mesh(config.mesh)
+    with pytest.raises(UserError, match="dev_share"):
+        finetune.read_splits(finetune.build_task(config), config)
+    assert field_names(config._config) - read == set()
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": ""}, "--config.init_from=FOLDER is needed"),
+        ({"init_from": "nowhere"}, "nowhere"),
+        ({"data": ""}, "--config.data=FOLDER is needed"),
+        ({"data": "nowhere"}, "nowhere is not a folder"),
+        (
+            {"data": "tests"},
+            "tests has no train split of custom; --config.train=FILE (looked for train.tsv, "
+            "train.csv, train.jsonl, train.json, train.txt)",
+        ),
+        ({"dev": "nowhere.tsv"}, "the dev file nowhere.tsv does not exist"),
+        ({"max_length": 65}, "max_length=65 is over the 64 positions"),
+        ({"batch_size": 15, "accumulation": 2}, "batch_size=15 must divide"),
+        ({"custom.text": "sentence"}, "sentence"),
+        ({"custom.family": "poetry"}, "custom.family='poetry' is unknown"),
+        ({"features": "weighted_last_4"}, "4"),
+        ({"features": "first"}, "first"),
+        ({"add_tokens": "nowhere.txt"}, "nowhere.txt does not exist"),
+        ({"task": "sst"}, "task 'sst' is unknown; known: cola, sst2"),
+        ({"epochs": 0.0}, "epochs=0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1"),
+        ({"dropout": 1.0}, "dropout=1"),
+        ({"dev_share": 1.5}, "dev_share=1.5"),
+        ({"max_length": 4, "custom.pair": "text"}, ""),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(trained, data, tmp_path, changes, message):
+    config = make_config(trained, data=str(data / "classification"))
+    config.unlock()
+    config.update_from_flattened_dict(changes)
+    if message:
+        with pytest.raises(UserError, match=re.escape(message)):
+            finetune.finetune(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_dev_split_says_what_to_do(trained, data, tmp_path):
+    config = make_config(trained, train=str(data / "classification" / "train.tsv"))
+    with pytest.raises(UserError, match=r"no dev split .*--config\.dev_share=0\.1"):
+        finetune.finetune(config, tmp_path / "run")
+    config.dev_share = 0.2
+    results = finetune.finetune(config, tmp_path / "run")
+    counts = results["examples"]
+    assert counts["train"] + counts["dev"] == 480
+    assert 60 < counts["dev"] < 140
+
+
+def test_a_label_that_training_never_saw_is_told(trained, data, tmp_path):
+    dev = tmp_path / "dev.tsv"
+    dev.write_text("text\tlabel\nthe ship sees\tships\nthe wolf leads\thorses\n")
+    config = make_config(trained, data=str(data / "classification"), dev=str(dev))
+    with pytest.raises(UserError, match=r"dev\.tsv:3: .*horses"):
+        finetune.finetune(config, tmp_path / "run")
