@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-pytest_plugins = ["tiny_corpus", "tiny_tasks"]
+pytest_plugins = ["random_text", "stub_cloud", "tiny_corpus", "tiny_tasks"]
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

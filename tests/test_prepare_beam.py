@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_prepare import _config, _digests, _text
+from random_text import digests, random_text, text_config
 
 from bert_jax.data import beam, units
 from bert_jax.data.build import prepare
@@ -28,14 +28,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(units, "SMALLEST_UNIT", 10_000)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.txt").write_text(_text(150))
-    (tmp_path / "in" / "b.txt").write_text(_text(150, seed=1))
+    (tmp_path / "in" / "a.txt").write_text(random_text(150))
+    (tmp_path / "in" / "b.txt").write_text(random_text(150, seed=1))
     return tmp_path
 
 
 def test_same_documents_counts_and_bytes_as_the_pool(folder, runner):
     corpora = [
-        prepare(_config("in/*.txt"), Path(out), quiet=True, beam=where)  # relative paths too
+        prepare(text_config("in/*.txt"), Path(out), quiet=True, beam=where)  # relative paths too
         for out, where in (("pool", None), ("beam", runner))
     ]
     pool, beamed = (corpus.info for corpus in corpora)
@@ -43,7 +43,7 @@ def test_same_documents_counts_and_bytes_as_the_pool(folder, runner):
     assert len(beamed["splits"]["train"]["shards"]) > 5
     for name, split in corpora[0].splits.items():
         assert split.document_ends.tolist() == corpora[1].splits[name].document_ends.tolist()
-    assert _digests(folder / "beam") == _digests(folder / "pool")
+    assert digests(folder / "beam") == digests(folder / "pool")
 
 
 def test_what_one_left_unfinished_the_other_goes_on_with(folder, runner, monkeypatch):
@@ -57,12 +57,12 @@ def test_what_one_left_unfinished_the_other_goes_on_with(folder, runner, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(units.UnitWriter, "close", full_disk)
         with pytest.raises(UserError, match=r"^FnApiRunner failed: .*No space left"):
-            prepare(_config("in/*.txt"), Path("out"), quiet=True, beam=runner)
+            prepare(text_config("in/*.txt"), Path("out"), quiet=True, beam=runner)
     finished = list((folder / "out" / ".partial").glob("unit-*"))
     assert finished and not any("00003" in path.name for path in finished)
-    prepare(_config("in/*.txt"), Path("out"), quiet=True)
-    prepare(_config("in/*.txt"), Path("other"), quiet=True)
-    assert _digests(folder / "out") == _digests(folder / "other")
+    prepare(text_config("in/*.txt"), Path("out"), quiet=True)
+    prepare(text_config("in/*.txt"), Path("other"), quiet=True)
+    assert digests(folder / "out") == digests(folder / "other")
 
 
 def test_a_mistake_in_the_input_is_told_as_by_the_pool(folder, runner, capfd):
@@ -70,7 +70,7 @@ def test_a_mistake_in_the_input_is_told_as_by_the_pool(folder, runner, capfd):
     said = []
     for out, where in (("pool", None), ("beam", runner)):
         with pytest.raises(UserError, match=r"b\.txt: invalid UTF-8 at byte 11;") as error:
-            prepare(_config("in/*.txt"), Path(out), quiet=True, beam=where)
+            prepare(text_config("in/*.txt"), Path(out), quiet=True, beam=where)
         said.append(str(error.value))
     assert said[0] == said[1]
     assert "Traceback" not in capfd.readouterr().err
@@ -80,10 +80,10 @@ def test_an_output_that_a_worker_cannot_see(folder, runner, monkeypatch):
     make = functools.partial(beam._make, job=folder / "elsewhere" / "job")
     monkeypatch.setattr(beam, "_make", lambda task, job: make(task))
     with pytest.raises(UserError, match=r"elsewhere.*must be on a file system that all workers"):
-        prepare(_config("in/*.txt"), Path("out"), quiet=True, beam=runner)
+        prepare(text_config("in/*.txt"), Path("out"), quiet=True, beam=runner)
     monkeypatch.setattr(beam, "_make", lambda task, job: None)
     with pytest.raises(UserError, match=r"FnApiRunner ended without sample-00000\.txt in .*again"):
-        prepare(_config("in/*.txt"), Path("out"), quiet=True, beam=runner)
+        prepare(text_config("in/*.txt"), Path("out"), quiet=True, beam=runner)
 
 
 def test_two_tries_of_one_unit(tmp_path):

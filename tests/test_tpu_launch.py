@@ -1,25 +1,19 @@
-"""Launching on TPUs: the exact commands of each step, restarts, and what runs on a worker.
+"""Launching on TPUs: the exact commands of each step, quoting, and mistakes.
 
 Nothing here reaches a cloud: `--dry-run` runs nothing, and elsewhere gcloud is a stub.
 """
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from stub_cloud import DATA, ENTRY, ROOT, VM
 
-ROOT = Path(__file__).resolve().parents[1]
-VM = ["--name=bert", "--zone=us-west4-a", "--type=v5litepod-256"]
 GKE = ["--name=bert", "--cluster=tpus", "--zone=us-west4-a", "--type=v5litepod-256"]
-DATA = ["--bucket=my-bucket", "--corpus=gs://my-bucket/corpora/wiki"]
-ENTRY = ["python", "-m", "bert_jax.main", "--config.corpus=corpora/wiki",
-         "--workdir=gs://my-bucket/runs/base"]  # fmt: skip
 STARTED = "python -m bert_jax.main --config.corpus=corpora/wiki --workdir=/gcs/my-bucket/runs/base"
 QR = "gcloud compute tpus queued-resources"
 ON_ALL = f"{QR} ssh bert --node=all --worker=all"
@@ -72,39 +66,6 @@ XPK_RUN = (
     f"{XPK_AT}"
 )
 XPK_WATCH = f"xpk workload list --wait-for-job-completion=bert {XPK_AT}"
-
-
-@pytest.fixture
-def cloud(tmp_path):
-    """Runs a script where `gcloud`, `xpk` and `kubectl` write down their words and obey `answer`.
-
-    Returns run(script, *arguments, **environment); run.calls() are the calls so far.
-    """
-    bin_folder, log = tmp_path / "bin", tmp_path / "calls"
-    bin_folder.mkdir()
-    log.touch()
-    answer = tmp_path / "answer"
-    answer.write_text("")
-    for name in ("gcloud", "xpk", "kubectl"):
-        stub = bin_folder / name
-        stub.write_text(
-            f'#!/usr/bin/env bash\nprintf "%s\\0" {name} "$@" >> {log}\necho >> {log}\n'
-            f"source {answer}\n"
-        )
-        stub.chmod(0o755)
-
-    def run(script, *arguments, **environment):
-        # Nothing else, so that no setting comes from the machine.
-        path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
-        clean = {"PATH": path, "HOME": str(tmp_path), "TMPDIR": "/scratch"}
-        return subprocess.run(
-            ["bash", str(ROOT / "launch" / script), *arguments],
-            env=clean | environment, text=True, capture_output=True, check=False, timeout=60,
-        )  # fmt: skip
-
-    run.calls = lambda: [call.split("\0")[:-1] for call in log.read_text().splitlines()]
-    run.answer = answer
-    return run
 
 
 def dry(cloud, script: str, *arguments: str, **environment: str) -> list[str]:
@@ -286,169 +247,6 @@ def test_help_lists_every_setting(cloud, script):
     names = re.search(r'^read_settings (?:\\\n  )?"([^"]*)"', text, re.M)
     for name in [*names[1].split(), "dry-run"]:
         assert f"--{name}" in result.stdout
-
-
-# Restarts. `answer` plays the cloud: what the Nth look at the slices and at the workers finds.
-
-
-def watch(cloud, states: list[str], workers: list[str]) -> tuple[subprocess.CompletedProcess, str]:
-    """Runs `watch`; returns its result and the verbs called, without the looks."""
-    folder = cloud.answer.parent
-    (folder / "states").write_text("\n".join(states) + "\n")
-    (folder / "workers").write_text("\n".join(workers) + "\n")
-    cloud.answer.write_text(
-        f"""next() {{ head -n 1 "$1"; sed -i 1d "$1"; }}
-case "$*" in
-  *describe*) next {folder}/states ;;
-  *"worker.sh status"*) next {folder}/workers | tr ',' '\\n' ;;
-esac
-"""
-    )
-    result = cloud("tpu_vm.sh", "watch", *VM, *DATA, "--", *ENTRY, POLL="0", TMPDIR=str(folder))
-    verbs = []
-    for call in cloud.calls():
-        remote = next((word for word in call if word.startswith("--command=")), "")
-        if call[4] == "ssh" and "worker.sh start" in remote:
-            verbs.append("start")
-        elif call[4] in ("create", "delete", "scp"):
-            verbs.append(call[4])
-    return result, " ".join(verbs)
-
-
-def test_a_finished_run_ends_the_watch(cloud):
-    result, verbs = watch(cloud, ["ACTIVE"] * 2, ["a running,b 0", "a 0,b 0"])
-    assert (result.returncode, verbs) == (0, "")
-
-
-@pytest.mark.parametrize("workers", ["a 75,b 75", "a 75,b lost", "a 75,b 137", "a 0,b 75"])
-def test_a_stopped_or_killed_run_is_started_again(cloud, workers):
-    result, verbs = watch(cloud, ["ACTIVE"] * 2, [workers, "a 0,b 0"])
-    assert (result.returncode, verbs) == (0, "start")
-
-
-@pytest.mark.parametrize("lost", ["SUSPENDED", "SUSPENDING", "FAILED"])
-def test_a_preempted_slice_is_made_again(cloud, lost):
-    states = ["ACTIVE", lost, "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE"]
-    result, verbs = watch(cloud, states, ["a running,b running", "a 0,b 0"])
-    assert (result.returncode, verbs) == (0, "delete create scp start")
-
-
-def test_a_slice_preempted_while_it_came_up_is_made_again(cloud):
-    states = ["SUSPENDED", "SUSPENDED", "SUSPENDED", "ACTIVE", "ACTIVE"]
-    result, verbs = watch(cloud, states, ["a 0,b 0"])
-    assert (result.returncode, verbs) == (0, "delete create delete create scp start")
-
-
-def test_what_a_lost_slice_did_to_the_others_is_no_failure(cloud):
-    """The survivors' exit codes may be there before the state says that a slice is gone."""
-    result, verbs = watch(cloud, ["ACTIVE", "SUSPENDED", "ACTIVE", "ACTIVE"], ["a 1", "a 0,b 0"])
-    assert (result.returncode, verbs) == (0, "delete create scp start")
-
-
-@pytest.mark.parametrize("code", ["1", "2", "76", "128"])
-def test_a_failed_run_is_not_started_again(cloud, code):
-    result, verbs = watch(cloud, ["ACTIVE"] * 3, [f"a {code},b 75"] * 2)
-    assert (result.returncode, verbs) == (2, "")
-    assert f"exit code {code};" in result.stderr.splitlines()[-1]
-
-
-def test_waiting_stops_where_it_would_be_in_vain(cloud):
-    cloud.answer.write_text("echo FAILED")
-    result = cloud("tpu_vm.sh", "wait", *VM)
-    assert result.returncode == 2 and "bert is FAILED" in result.stderr
-
-
-# On a worker.
-
-
-@pytest.fixture
-def worker(tmp_path):
-    """Runs worker.sh in a folder of its own, on no machine but this."""
-    home = tmp_path / "bert_jax"
-    (home / "launch").mkdir(parents=True)
-    (home / ".venv/bin").mkdir(parents=True)
-    (home / ".venv/bin/activate").write_text("export ACTIVE=yes\n")
-    shutil.copy(ROOT / "launch/worker.sh", home / "launch")
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
-    for name in ("sudo", "gcsfuse"):
-        (bin_folder / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n')
-        (bin_folder / name).chmod(0o755)
-    (bin_folder / "mountpoint").write_text("#!/bin/sh\nexit 1\n")
-    (bin_folder / "mountpoint").chmod(0o755)
-    (tmp_path / "calls").touch()
-
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            ["bash", "bert_jax/launch/worker.sh", *arguments], cwd=tmp_path,
-            env=os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"},
-            text=True, capture_output=True, check=False, timeout=60,
-        )  # fmt: skip
-
-    def becomes(state: str) -> None:
-        for _ in range(200):
-            seen = run("status").stdout.split()[-1]
-            if seen != "running":
-                break
-            time.sleep(0.05)
-        assert seen == state
-
-    def speaks() -> None:
-        for _ in range(200):
-            if (home / "run.log").exists() and (home / "run.log").read_text():
-                return
-            time.sleep(0.05)
-        raise AssertionError("the command wrote nothing")
-
-    run.becomes, run.speaks, run.home = becomes, speaks, home
-    yield run
-    if run("status").stdout.split()[-1] == "running":
-        run("stop")
-
-
-def test_a_worker_keeps_log_and_exit_code(worker):
-    assert worker("status").stdout.split()[-1] == "lost"  # nothing was started
-    command = ["bash", "-c", 'echo "$ACTIVE $1"; exit 75', "x", "two words"]
-    assert worker("start", "", *command).returncode == 0
-    worker.becomes("75")
-    assert worker("start", "", "true").returncode == 0
-    worker.becomes("0")
-    assert (worker.home / "run.log").read_text() == "yes two words\n"
-
-
-@pytest.mark.parametrize("by", ["stop", "shutdown"])
-def test_a_run_that_gets_sigterm_saves_and_leaves_its_exit_code(worker, by):
-    """A machine that shuts down sends it to every process, the shell around the run too."""
-    program = "import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True)"
-    program += "; signal.pause()"
-    worker("start", "", sys.executable, "-c", program)
-    worker.speaks()
-    again = worker("start", "", "true")
-    assert again.returncode == 2 and "stop it first" in again.stderr
-    if by == "stop":
-        assert worker("stop").returncode == 0
-    else:
-        os.killpg(int((worker.home / "run.pid").read_text()), 15)
-    worker.becomes("75")
-
-
-def test_a_run_that_is_gone_without_a_word_is_lost(worker):
-    worker("start", "", "bash", "-c", "echo up; sleep 60")
-    worker.speaks()
-    pid = int((worker.home / "run.pid").read_text())
-    os.killpg(pid, 9)
-    worker.becomes("lost")
-
-
-def test_the_bucket_is_mounted_before_the_start(worker, tmp_path):
-    assert worker("start", "my-bucket", "true").returncode == 0
-    worker.becomes("0")
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0] == "sudo mkdir -p /gcs/my-bucket"
-    assert calls[-1] == (
-        "gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "
-        "my-bucket /gcs/my-bucket"
-    )
 
 
 # All scripts.
