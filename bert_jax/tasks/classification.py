@@ -310,14 +310,7 @@ class Classification:
     def _metric(self, name: str, gold: list[Any], predicted: list[Any]) -> float:
         classes = self.labels or sorted({c for label in gold + predicted for c in _as_set(label)})
         if self.kind == "numbers":
-            columns = np.array([gold, predicted], np.float64).transpose(2, 0, 1)
-            if name == "squared_error":
-                return float(np.mean((columns[:, 0] - columns[:, 1]) ** 2))
-            if name == "f1":
-                positive = [(g >= self.threshold, p >= self.threshold) for g, p in columns]
-                return float(np.mean([metrics.f1(list(g), list(p), True) for g, p in positive]))
-            function = {"pearson": metrics.pearson, "spearman": metrics.spearman}[name]
-            return float(np.mean([function(g, p) for g, p in columns]))
+            return metrics.of_numbers(name, gold, predicted, self.threshold)
         if name == "accuracy":
             return metrics.accuracy(gold, predicted)
         if self.kind == "multi":

@@ -11,6 +11,7 @@ import numpy as np
 
 Labels = Sequence[Hashable]
 LabelSets = Sequence[Collection[str]]
+Numbers = Sequence[Sequence[float]]  # one or more of each example
 
 
 def accuracy(gold: Labels, predicted: Labels) -> float:
@@ -61,6 +62,22 @@ def spearman(gold: Sequence[float], predicted: Sequence[float]) -> float:
     from scipy import stats
 
     return pearson(stats.rankdata(gold), stats.rankdata(predicted))
+
+
+def of_numbers(name: str, gold: Numbers, predicted: Numbers, threshold: float) -> float:
+    """The score of at least one row of numbers: the mean of that of each column.
+
+    name: "pearson", "spearman", "squared_error" (in the unit of the numbers), or "f1", where a
+    number that is not below the threshold is positive.
+    """
+    columns = np.array([gold, predicted], np.float64).transpose(2, 0, 1)
+    if name == "squared_error":
+        return float(np.mean((columns[:, 0] - columns[:, 1]) ** 2))
+    if name == "f1":
+        positive = [(g >= threshold, p >= threshold) for g, p in columns]
+        return float(np.mean([f1(list(g), list(p), True) for g, p in positive]))
+    function = {"pearson": pearson, "spearman": spearman}[name]
+    return float(np.mean([function(g, p) for g, p in columns]))
 
 
 def set_f1(gold: LabelSets, predicted: LabelSets, classes: Sequence[str], average: str) -> float:
