@@ -32,9 +32,9 @@ SCALES = {
     "laptop": (
         "size=mini,seq=128,preset=laptop,phases=true", "preset=small",
         {
-            "steps": 4_000, "masking.rate": 0.2, "eval_every": 1_000, "checkpoint_every": 500,
+            "steps": 6_000, "masking.rate": 0.2, "eval_every": 1_000, "checkpoint_every": 500,
             # Short sequences first: attention to neighbours is learnt early (results/README.md).
-            "short_phase.seq_length": 24, "short_phase.share": 0.4, "short_phase.batch_size": 84,
+            "short_phase.seq_length": 24, "short_phase.share": 0.5, "short_phase.batch_size": 84,
             "short_phase.learning_rate": 1e-3, "short_phase.warmup_steps": 0.1,
         },
     ),

@@ -11,7 +11,14 @@ import pytest
 from tiny_model import TINY, boxed_shapes, encode, pretraining, random_params, some_batch
 
 from bert_jax.config import SIZES
-from bert_jax.models.encoder import Encoder, EncoderConfig, model_flops, padding_mask
+from bert_jax.models import layers
+from bert_jax.models.encoder import (
+    Encoder,
+    EncoderConfig,
+    attention_mask,
+    model_flops,
+    padding_mask,
+)
 from bert_jax.models.heads import Pooler
 
 ACTIVATION = {"bert_erf": "gelu", "bert_tanh": "gelu_tanh"}
@@ -186,6 +193,28 @@ def test_every_parameter_has_logical_axes():
 # The computation.
 
 
+@pytest.mark.parametrize("change", [{}, {"scan_layers": True}, {"remat": True}, {"causal": True}])
+def test_wanted_positions_are_those_of_the_whole(change):
+    """Values, and the gradients of all parameters; positions may repeat."""
+    config = dataclasses.replace(TINY, layers=3, **change)
+    params, batch = random_params(config)["encoder"], some_batch(config)
+    wanted = jnp.asarray(np.random.default_rng(1).integers(0, 5, (4, 6)))
+    mask = attention_mask(config, batch["lengths"], 16)
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(4, 6, config.width)), jnp.float32)
+
+    def run(params, inside):
+        inputs = batch["tokens"], batch["segments"], mask
+        given = {"wanted": wanted} if inside else {}
+        x = Encoder(config).apply({"params": params}, *inputs, **given)
+        x = x if inside else layers.take(x, wanted)
+        return (x * weights).sum(), x
+
+    some, whole = (jax.grad(run, has_aux=True)(params, inside) for inside in (True, False))
+    assert difference(some[1], whole[1]) < 1e-5
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole[0]))
+    assert difference(some[0], whole[0]) < 1e-5 * scale
+
+
 def test_scan_and_remat_change_nothing():
     """Hidden states of every layer and gradients, with the very same dropout masks."""
     batch, params = some_batch(TINY), random_params(TINY)
@@ -313,7 +342,11 @@ def test_model_flops_count_every_matrix_product():
         leaf.size for leaf in jax.tree.leaves(blocks) if leaf.ndim >= 2 and leaf.size > 32
     )
     batch, size, predicted = 4, 16, 3
-    attention = 2 * TINY.layers * size * size * TINY.heads * TINY.head_width
+    attention = 2 * size * TINY.heads * TINY.head_width  # of a query
+    everywhere = kernels * size + TINY.layers * size * attention
+    assert model_flops(TINY, batch, size, 0) == 6 * batch * everywhere
+    # Of the last layer, queries and what follows them at the predicted positions only.
+    last = kernels / TINY.layers - 2 * 32 * TINY.heads * TINY.head_width + attention
     head = predicted * (32 * 32 + 32 * 97)
-    expected = 6 * batch * (kernels * size + attention + head)
+    expected = 6 * batch * (everywhere - (size - predicted) * last + head)
     assert model_flops(TINY, batch, size, predicted) == expected

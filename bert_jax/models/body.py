@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
-from bert_jax.models.layers import apply
+from bert_jax.models.layers import apply, take
 from bert_jax.models.operations import Key, fold
 from bert_jax.models.recurrent import BiLSTM
 
@@ -87,9 +87,13 @@ class Body:
         return params
 
     def hidden(
-        self, params: Any, tokens: jax.Array, segments: jax.Array, lengths: jax.Array, key: Key
-    ) -> jax.Array:
-        """tokens, segments int[B, S], lengths int[B] -> [B, S, width]."""
+        self, params: Any, tokens: jax.Array, segments: jax.Array, lengths: jax.Array, key: Key,
+        wanted: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """tokens, segments int[B, S], lengths int[B] -> [B, S, width].
+
+        wanted: int[B, M], the positions to return: [B, M, width].
+        """
         inputs = tokens, segments, attention_mask(self.encoder, lengths, tokens.shape[1])
         encoder = Encoder(self.encoder)
         if self.features:  # frozen: no gradient, no dropout inside
@@ -101,8 +105,10 @@ class Body:
                 x = jnp.einsum("l,lbsd->bsd", shares, jnp.stack(chosen))
             else:
                 x = jnp.concatenate(chosen, axis=-1)
-        else:
+        elif self.bilstm:
             x = apply(encoder, params["encoder"], *inputs, key)
+        else:
+            return apply(encoder, params["encoder"], *inputs, key, wanted=wanted)
         if self.bilstm:
             x = apply(self._bilstm, params["bilstm"], x, lengths, fold(key, _BILSTM_SITE))
-        return x
+        return x if wanted is None else take(x, wanted)

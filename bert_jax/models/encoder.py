@@ -44,6 +44,7 @@ class Encoder(nn.Module):
         key: Key = None,
         positions: jax.Array | None = None,
         every_layer: bool = False,
+        wanted: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes a batch.
 
@@ -53,25 +54,32 @@ class Encoder(nn.Module):
           key: dropout key; `None` for evaluation.
           positions: int[B|1, S], by default 0..S-1.
           every_layer: whether to return all hidden states instead of the last.
-        Returns: [B, S, D], or with `every_layer` [L + 1, B, S, D], the embeddings first.
+          wanted: int[B, M], the positions to return. The last layer leaves the others out, but as
+            keys and values: for M much below S that is most of its work.
+        Returns: [B, S, D], with `wanted` [B, M, D]; or with `every_layer` [L + 1, B, S, D], the
+          embeddings first.
         """
         c = self.config
         x = Embeddings(c, name="embeddings")(tokens, segments, fold(key, c.layers), positions)
-        if c.scan_layers and not self.is_initializing():
-            x, states = self._scan(x, mask, key)
-            return jnp.concatenate([states, x[None]]) if every_layer else x
+        earlier, first = [], 0
+        if c.scan_layers and c.layers > 1 and not self.is_initializing():
+            first = c.layers - 1  # the last does other work
+            x, inputs = self._scan(x, mask, key, first)
+            earlier = [inputs]
         block = nn.remat(Block) if c.remat else Block
-        layers = [x]
-        for layer in range(c.layers):
-            x = block(c, name=f"layer_{layer}")(x, mask, fold(key, layer))
-            layers.append(x)
-        return jnp.stack(layers) if every_layer else x
+        for layer in range(first, c.layers):
+            earlier.append(x[None])
+            here = wanted if layer == c.layers - 1 else None
+            x = block(c, name=f"layer_{layer}")(x, mask, fold(key, layer), here)
+        return jnp.concatenate([*earlier, x[None]]) if every_layer else x
 
-    def _scan(self, x: jax.Array, mask: jax.Array | None, key: Key) -> tuple[jax.Array, jax.Array]:
-        """The same layers as one compiled loop; also returns each layer's input [L, B, S, D]."""
+    def _scan(
+        self, x: jax.Array, mask: jax.Array | None, key: Key, count: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """The first layers as one compiled loop; also returns the inputs of each [.., B, S, D]."""
         c = self.config
         params = self.variables["params"]
-        layers = [params[f"layer_{layer}"] for layer in range(c.layers)]
+        layers = [params[f"layer_{layer}"] for layer in range(count)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
         block = Block(c, parent=None)
 
@@ -81,18 +89,21 @@ class Encoder(nn.Module):
 
         if c.remat:
             body = jax.checkpoint(body, prevent_cse=False)
-        return jax.lax.scan(body, x, (jnp.arange(c.layers), stacked))
+        return jax.lax.scan(body, x, (jnp.arange(count), stacked))
 
 
 def model_flops(config: EncoderConfig, batch: int, sequence: int, predicted: int) -> float:
     """FLOPs of one training step (forward and twice that backward), counted analytically.
 
-    Matrix products only: the L blocks over B·S tokens, the MLM head over B·M positions. Dropout,
-    norms, embeddings and recomputation are not counted, as is usual for model FLOPs utilisation.
+    Matrix products only: the blocks over B·S tokens, but the last, past its keys and values, and
+    the MLM head over the B·M predicted positions. Dropout, norms, embeddings and recomputation are
+    not counted, as is usual for model FLOPs utilisation.
     """
     c = config
-    projections = 4 * c.width * c.heads * c.head_width + 2 * c.width * c.feed_forward
+    projection = c.width * c.heads * c.head_width
     attention = 2 * sequence * c.heads * c.head_width
+    query = 2 * projection + attention + 2 * c.width * c.feed_forward  # of one position
     head = c.width * c.width + c.width * c.vocab_size
-    products = c.layers * sequence * (projections + attention) + predicted * head
+    queries = (c.layers - 1) * sequence + (predicted or sequence)
+    products = c.layers * sequence * 2 * projection + queries * query + predicted * head
     return 3 * 2.0 * batch * products

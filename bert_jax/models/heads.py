@@ -8,24 +8,15 @@ from bert_jax.models.layers import ACTIVATIONS, Dense, EncoderConfig, by_row, no
 
 
 class Pooler(nn.Module):
-    """tanh(dense) of the first position ([CLS]).
-
-    Of a causal encoder the last real one ([SEP]), which alone has seen the whole text. The paper
-    does not say what LTR models were pooled from; GPT's was a token at the end, new in fine-tuning.
-    """
+    """tanh(dense) of the first position ([CLS])."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-        """[B, S, D], if causal with lengths int[B] -> [B, D]."""
-        c = self.config
-        pooled = hidden[:, 0]
-        if c.causal:
-            assert lengths is not None
-            pooled = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-        dense = Dense(c, c.width, ("model", None), name="dense")
-        return by_row(jnp.tanh(dense(by_row(pooled))))
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[B, S, D] -> [B, D]."""
+        dense = Dense(self.config, self.config.width, ("model", None), name="dense")
+        return by_row(jnp.tanh(dense(by_row(hidden[:, 0]))))
 
 
 class MlmHead(nn.Module):

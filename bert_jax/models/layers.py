@@ -162,17 +162,26 @@ class Projection(nn.Module):
         return product + bias.astype(c.dtype)[None, :, None]
 
 
+def take(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, S, ...] at positions int[B, M] -> [B, M, ...]."""
+    places = jnp.expand_dims(positions, tuple(range(2, x.ndim)))
+    return jnp.take_along_axis(x, places, axis=1)
+
+
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, key: Key) -> jax.Array:
-        """[B, S, D] -> [B, S, D]; mask bool [B|1, 1|S, S] as in `attend`."""
+    def __call__(
+        self, x: jax.Array, context: jax.Array, mask: jax.Array | None, key: Key
+    ) -> jax.Array:
+        """Of x [B, M, D] over context [B, S, D] -> [B, M, D]; mask bool [B|1, 1|M, S]."""
         c = self.config
         # Three kernels: splitting one fused [D, 3·N·H] product costs layout copies on TPU.
-        q, k, v = (Projection(c, name=name)(x) for name in ("query", "key", "value"))
+        q = Projection(c, name="query")(x)
+        k, v = (Projection(c, name=name)(context) for name in ("key", "value"))
         mixed = attend(q * c.head_width**-0.5, k, v, mask, key, c.attention_dropout)
         return Projection(c, merge=True, name="output")(mixed)
 
@@ -211,10 +220,20 @@ class Block(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, key: Key) -> jax.Array:
-        """[B, S, D] -> [B, S, D]; mask as in `Attention`."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, key: Key, wanted: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, S, D] -> [B, S, D], or only the positions wanted, int[B, M] -> [B, M, D].
+
+        mask: bool [B|1, 1|S, S] as in `attend`.
+        """
         c = self.config
-        attended = Attention(c, name="attention")(x, mask, fold(key, 0))
+        context = x
+        if wanted is not None:
+            x = by_row(take(x, wanted))
+            if mask is not None and mask.shape[1] > 1:
+                mask = take(jnp.broadcast_to(mask, (len(x), *mask.shape[1:])), wanted)
+        attended = Attention(c, name="attention")(x, context, mask, fold(key, 0))
         x = AddAndNorm(c, name="attention_norm")(x, attended, fold(key, 1))
         fed = FeedForward(c, name="feed_forward")(x)
         return AddAndNorm(c, name="feed_forward_norm")(x, fed, fold(key, 2))

@@ -67,9 +67,7 @@ def _pooled_init(body: Body, key: jax.Array, batch: Batch, head: str, classes: i
     c = _head_config(body)
     return {
         **body.init(keys[0], *_sequences(batch)[:2]),
-        "pooler": Pooler(c).init(keys[1], jnp.zeros((1, 1, c.width)), jnp.ones(1, jnp.int32))[
-            "params"
-        ],
+        "pooler": Pooler(c).init(keys[1], jnp.zeros((1, 1, c.width)))["params"],
         head: _new_head(body, keys[2], classes),
     }
 
@@ -77,11 +75,17 @@ def _pooled_init(body: Body, key: jax.Array, batch: Batch, head: str, classes: i
 def _pooled_logits(
     body: Body, params: Params, batch: Batch, key: Key, head: str, classes: int
 ) -> jax.Array:
-    """Logits float32 [R, classes] of the pooled vector of each sequence."""
+    """Logits float32 [R, classes] of the pooled vector of each sequence.
+
+    It is made of [CLS]; of a causal encoder of the last real position ([SEP]), which alone has seen
+    the whole text. The paper does not say what LTR models were pooled from; GPT's was a token at
+    the end, new in fine-tuning.
+    """
     c = _head_config(body)
     tokens, segments, lengths = _sequences(batch)
-    hidden = body.hidden(params, tokens, segments, lengths, key)
-    pooled = apply(Pooler(c), params["pooler"], hidden, lengths)
+    wanted = lengths - 1 if c.causal else jnp.zeros_like(lengths)
+    hidden = body.hidden(params, tokens, segments, lengths, key, wanted[:, None])
+    pooled = apply(Pooler(c), params["pooler"], hidden)
     pooled = dropout(pooled, c.hidden_dropout, fold(key, _HEAD_SITE))
     return _score(body, params[head], classes, pooled)
 

@@ -66,16 +66,15 @@ class MaskedLM:
         """MLM logits [B, M, V] at positions int[B, M], and NSP logits [B, 2] (or None)."""
         c = self.encoder
         mask = attention_mask(c, batch["lengths"], tokens.shape[1])
-        hidden = apply(Encoder(c), params["encoder"], tokens, batch["segments"], mask, key)
-        # Only the predicted positions meet the vocabulary, and [CLS] the pooler: one gather, as
-        # its gradient is an array of the size of `hidden`.
-        needed = jnp.pad(positions, ((0, 0), (1, 0)))
-        found = jnp.take_along_axis(hidden, needed[..., None], axis=1)
+        # Only the predicted positions meet the vocabulary, and [CLS] the pooler.
+        wanted = jnp.pad(positions, ((0, 0), (1, 0)))
+        inputs = tokens, batch["segments"], mask, key
+        hidden = apply(Encoder(c), params["encoder"], *inputs, wanted=wanted)
         table = params["encoder"]["embeddings"]["token"]
-        mlm = apply(MlmHead(c), params["mlm_head"], found[:, 1:], table)
+        mlm = apply(MlmHead(c), params["mlm_head"], hidden[:, 1:], table)
         if not self.nsp:
             return mlm, None
-        pooled = apply(Pooler(c), params["pooler"], found)
+        pooled = apply(Pooler(c), params["pooler"], hidden)
         return mlm, apply(Classifier(c, 2), params["nsp_head"], pooled)
 
     def loss(
