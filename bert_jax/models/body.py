@@ -96,6 +96,7 @@ class Body:
         """
         inputs = tokens, segments, attention_mask(self.encoder, lengths, tokens.shape[1])
         encoder = Encoder(self.encoder)
+        whole = bool(self.features or self.bilstm)  # these read all positions
         if self.features:  # frozen: no gradient, no dropout inside
             frozen = jax.lax.stop_gradient(params["encoder"])
             states = apply(encoder, frozen, *inputs, every_layer=True)
@@ -105,10 +106,8 @@ class Body:
                 x = jnp.einsum("l,lbsd->bsd", shares, jnp.stack(chosen))
             else:
                 x = jnp.concatenate(chosen, axis=-1)
-        elif self.bilstm:
-            x = apply(encoder, params["encoder"], *inputs, key)
         else:
-            return apply(encoder, params["encoder"], *inputs, key, wanted=wanted)
+            x = apply(encoder, params["encoder"], *inputs, key, wanted=None if whole else wanted)
         if self.bilstm:
             x = apply(self._bilstm, params["bilstm"], x, lengths, fold(key, _BILSTM_SITE))
-        return x if wanted is None else take(x, wanted)
+        return take(x, wanted) if whole and wanted is not None else x

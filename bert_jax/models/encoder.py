@@ -96,8 +96,10 @@ def model_flops(config: EncoderConfig, batch: int, sequence: int, predicted: int
     """FLOPs of one training step (forward and twice that backward), counted analytically.
 
     Matrix products only: the blocks over B·S tokens, but the last, past its keys and values, and
-    the MLM head over the B·M predicted positions. Dropout, norms, embeddings and recomputation are
-    not counted, as is usual for model FLOPs utilisation.
+    the MLM head over the B·M predicted positions. With `predicted` 0, as in fine-tuning, there is
+    no such head and the last block counts whole (of pooled tasks too, which leave most of it out).
+    Dropout, norms, embeddings and recomputation are not counted, as is usual for model FLOPs
+    utilisation.
     """
     c = config
     projection = c.width * c.heads * c.head_width

@@ -163,9 +163,8 @@ class Projection(nn.Module):
 
 
 def take(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """[B, S, ...] at positions int[B, M] -> [B, M, ...]."""
-    places = jnp.expand_dims(positions, tuple(range(2, x.ndim)))
-    return jnp.take_along_axis(x, places, axis=1)
+    """[B, S, K] at positions int[B, M] -> [B, M, K]."""
+    return jnp.take_along_axis(x, positions[..., None], axis=1)
 
 
 class Attention(nn.Module):
