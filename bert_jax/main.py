@@ -26,6 +26,7 @@ from bert_jax.data.instances import Batch, Instances
 from bert_jax.data.loader import eval_batches, logged, train_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.models import kernels
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.corruption import Masking
@@ -134,7 +135,11 @@ def _phase(
         config, corpus, "train", seq_length,
         seed=config.seed, dupe_factor=config.masking.dupe_factor or None,
     )  # fmt: skip
-    flops = model_flops(objective.encoder, size, seq_length, objective.predictions(seq_length))
+    encoder, shape = objective.encoder, (size // config.accumulation, seq_length)
+    fits = sharding.on_mesh(mesh, kernels.fits)
+    if encoder.kernels and not fits(shape, encoder.width, encoder.heads, encoder.head_width):
+        distributed.say(kernels.NOT_HERE)
+    flops = model_flops(encoder, size, seq_length, objective.predictions(seq_length))
     return train.Phase(
         start=part.start,
         stop=part.stop,

@@ -147,6 +147,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.attention_dropout = preset["dropout"]
     config.model.scan_layers = False  # one compiled layer: compiles faster
     config.model.remat = False  # recompute activations in the backward pass: less memory
+    config.model.kernels = False  # fused TPU kernels; not yet measured on a TPU
 
     config.dtype = "auto"  # of the computation; bfloat16 on accelerators, float32 on CPU
     config.workers = 0  # processes that make batches; 0: threads

@@ -1,9 +1,12 @@
 """The encoder: embeddings and a stack of blocks."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bert_jax.models import kernels
 from bert_jax.models.layers import Block, Embeddings, EncoderConfig, apply
 from bert_jax.models.operations import Key, fold
 
@@ -30,7 +33,8 @@ class Encoder(nn.Module):
 
     The parameter tree is the same whether the layers are unrolled or scanned (`scan_layers` stacks
     them inside the step), so checkpoints and conversions know one layout:
-    `embeddings`, `layer_0` .. `layer_{L-1}`.
+    `embeddings`, `layer_0` .. `layer_{L-1}`. So it is with `kernels` or without; where these cannot
+    run (`kernels.fits`), plain JAX computes the same.
     """
 
     config: EncoderConfig
@@ -60,11 +64,13 @@ class Encoder(nn.Module):
           embeddings first.
         """
         c = self.config
+        if c.kernels and not kernels.fits(tokens.shape, c.width, c.heads, c.head_width):
+            c = dataclasses.replace(c, kernels=False)
         x = Embeddings(c, name="embeddings")(tokens, segments, fold(key, c.layers), positions)
         earlier, first = [], 0
         if c.scan_layers and c.layers > 1 and not self.is_initializing():
             first = c.layers - 1  # the last does other work
-            x, inputs = self._scan(x, mask, key, first)
+            x, inputs = self._scan(Block(c, parent=None), x, mask, key, first)
             earlier = [inputs]
         block = nn.remat(Block) if c.remat else Block
         for layer in range(first, c.layers):
@@ -74,14 +80,13 @@ class Encoder(nn.Module):
         return jnp.concatenate([*earlier, x[None]]) if every_layer else x
 
     def _scan(
-        self, x: jax.Array, mask: jax.Array | None, key: Key, count: int
+        self, block: Block, x: jax.Array, mask: jax.Array | None, key: Key, count: int
     ) -> tuple[jax.Array, jax.Array]:
         """The first layers as one compiled loop; also returns the inputs of each [.., B, S, D]."""
         c = self.config
         params = self.variables["params"]
         layers = [params[f"layer_{layer}"] for layer in range(count)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-        block = Block(c, parent=None)
 
         def body(x, scanned):
             layer, params = scanned

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bert_jax.models import kernels
 from bert_jax.models.operations import Key, add_and_norm, attend, dropout, fold, gelu
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -42,6 +43,7 @@ class EncoderConfig:
     causal: bool = False  # no position looks to its right (LTR); see `encoder.attention_mask`
     scan_layers: bool = False  # one compiled layer, looped: compiles faster, may run slower
     remat: bool = False  # recompute a layer's activations in the backward pass
+    kernels: bool = False  # fused kernels on TPU, where `kernels.fits`
 
 
 def initializer(config: EncoderConfig, *logical_axes: str | None) -> Any:
@@ -60,6 +62,9 @@ def zeros(*logical_axes: str | None) -> Any:
     return nn.with_logical_partitioning(nn.initializers.zeros, logical_axes)
 
 
+Product = tuple[jax.Array, jax.Array]  # x · kernel, and the bias that is still to be added
+
+
 class Dense(nn.Module):
     """x · kernel + bias over the last dimension of x, as one product of two matrices.
 
@@ -71,14 +76,24 @@ class Dense(nn.Module):
     features: int
     axes: tuple[str | None, str | None]  # logical, of the kernel: inputs, features
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., inputs] -> [..., features]."""
+        product, bias = self.apart(x)
+        return add_bias(product, bias)
+
+    @nn.compact
+    def apart(self, x: jax.Array) -> Product:
+        """[..., inputs] -> [..., features] and [features]."""
         c = self.config
         kernel = self.param("kernel", initializer(c, *self.axes), (x.shape[-1], self.features))
         bias = self.param("bias", zeros(self.axes[1]), (self.features,))
         flat = x.astype(c.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(c.dtype)
-        return (flat + bias.astype(c.dtype)[None]).reshape(*x.shape[:-1], self.features)
+        return flat.reshape(*x.shape[:-1], self.features), bias
+
+
+def add_bias(product: jax.Array, bias: jax.Array) -> jax.Array:
+    """[..., K] and [K], rounded to the dtype of the product first."""
+    return product + bias.astype(product.dtype).reshape(*(1,) * (product.ndim - 1), -1)
 
 
 def norm(config: EncoderConfig, name: str = "norm") -> nn.LayerNorm:
@@ -138,28 +153,33 @@ class Embeddings(nn.Module):
 
 
 class Projection(nn.Module):
-    """A dense layer between [B, S, D] and [B, N, S, H], the layout that `attend` takes.
+    """A dense layer between [B, S, D] and heads, its bias left to be added.
 
-    The TPU compiler has the product write that layout; with `Dense` and a transposition it copies.
+    For `attend` the heads are [B, N, S, H]: the TPU compiler has the product write that layout;
+    with `Dense` and a transposition it copies. For our kernels they are side by side, [B, S, N·H].
     """
 
     config: EncoderConfig
     merge: bool = False  # from the heads, rather than to them
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, S, D] -> [B, N, S, H], or with `merge` [B, N, S, H] -> [B, S, D]."""
+    def __call__(self, x: jax.Array) -> Product:
+        """[B, S, D] -> heads and their biases [N, H], or with `merge` heads -> [B, S, D], [D]."""
         c = self.config
         heads, axes = (c.heads, c.head_width), ("heads", None)
         if self.merge:
             kernel = self.param("kernel", initializer(c, *axes, "model"), (*heads, c.width))
             bias = self.param("bias", zeros("model"), (c.width,))
-            product = jnp.einsum("bnsh,nhd->bsd", x, kernel.astype(c.dtype))
-            return product + bias.astype(c.dtype)[None, None]
+            kernel = kernel.astype(c.dtype)
+            if c.kernels:
+                return x @ kernel.reshape(-1, c.width), bias
+            return jnp.einsum("bnsh,nhd->bsd", x, kernel), bias
         kernel = self.param("kernel", initializer(c, "model", *axes), (c.width, *heads))
         bias = self.param("bias", zeros(*axes), heads)
-        product = jnp.einsum("bsd,dnh->bnsh", x.astype(c.dtype), kernel.astype(c.dtype))
-        return product + bias.astype(c.dtype)[None, :, None]
+        x, kernel = x.astype(c.dtype), kernel.astype(c.dtype)
+        if c.kernels:
+            return x @ kernel.reshape(c.width, -1), bias
+        return jnp.einsum("bsd,dnh->bnsh", x, kernel), bias
 
 
 def take(x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -175,13 +195,19 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, context: jax.Array, mask: jax.Array | None, key: Key
-    ) -> jax.Array:
-        """Of x [B, M, D] over context [B, S, D] -> [B, M, D]; mask bool [B|1, 1|M, S]."""
+    ) -> Product:
+        """Of x [B, M, D] over context [B, S, D] -> [B, M, D], [D]; mask bool [B|1, 1|M, S]."""
         c = self.config
         # Three kernels: splitting one fused [D, 3·N·H] product costs layout copies on TPU.
-        q = Projection(c, name="query")(x)
-        k, v = (Projection(c, name=name)(context) for name in ("key", "value"))
-        mixed = attend(q * c.head_width**-0.5, k, v, mask, key, c.attention_dropout)
+        query = Projection(c, name="query")(x)
+        projected = query, *(Projection(c, name=name)(context) for name in ("key", "value"))
+        if c.kernels:
+            (q, k, v), biases = zip(*projected, strict=True)
+            flat = jnp.stack(biases).reshape(3, -1)
+            mixed = kernels.attend(q, k, v, flat, mask, key, c.heads, c.attention_dropout)
+        else:
+            q, k, v = (y + bias.astype(c.dtype)[None, :, None] for y, bias in projected)
+            mixed = attend(q * c.head_width**-0.5, k, v, mask, key, c.attention_dropout)
         return Projection(c, merge=True, name="output")(mixed)
 
 
@@ -191,12 +217,12 @@ class FeedForward(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, S, D] -> [B, S, D] through F."""
+    def __call__(self, x: jax.Array) -> Product:
+        """[B, S, D] -> [B, S, D] through F, and [D]."""
         c = self.config
         inner = Dense(c, c.feed_forward, ("model", "feed_forward"), name="inner")
         outer = Dense(c, c.width, ("feed_forward", "model"), name="outer")
-        return outer(ACTIVATIONS[c.activation](inner(x)))
+        return outer.apart(ACTIVATIONS[c.activation](inner(x)))
 
 
 class AddAndNorm(nn.Module):
@@ -205,12 +231,15 @@ class AddAndNorm(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array, key: Key) -> jax.Array:
-        """[B, S, D], and y of the same shape, which is dropped out -> [B, S, D]."""
+    def __call__(self, x: jax.Array, y: Product, key: Key) -> jax.Array:
+        """[B, S, D], and what is dropped out before it is added to it -> [B, S, D]."""
         c = self.config
         scale = self.param("scale", ones("norm"), (c.width,))
         bias = self.param("bias", zeros("norm"), (c.width,))
-        return by_row(add_and_norm(x, y, scale, bias, key, c.hidden_dropout, c.norm_epsilon))
+        rest = scale, bias, key, c.hidden_dropout, c.norm_epsilon
+        if c.kernels:
+            return by_row(kernels.add_and_norm(x, *y, *rest))
+        return by_row(add_and_norm(x, add_bias(*y), *rest))
 
 
 class Block(nn.Module):
@@ -229,6 +258,7 @@ class Block(nn.Module):
         c = self.config
         context = x
         if wanted is not None:
+            c = dataclasses.replace(c, kernels=False)  # they take whole sequences
             x = by_row(take(x, wanted))
             if mask is not None and mask.shape[1] > 1:
                 mask = take(jnp.broadcast_to(mask, (len(x), *mask.shape[1:])), wanted)

@@ -33,6 +33,19 @@ def _mix_upper(bits: jax.Array) -> jax.Array:
     return (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
 
 
+def key_words(key: Key) -> jax.Array:
+    """uint32[2]: the key as `keep` takes it; without one, zeros."""
+    if key is None:
+        return jnp.zeros(2, jnp.uint32)
+    return jax.random.key_data(key).astype(jnp.uint32).reshape(-1)[:2]
+
+
+def keep(row: jax.Array, column: jax.Array, words: Any, rate: float) -> jax.Array:
+    """Which elements dropout keeps, by their row and column (uint32, to be broadcast) and a key."""
+    row = _mix(_mix(row + words[0]) ^ words[1])
+    return _mix_upper(row ^ _mix(column + words[1])) >= np.uint32(round(rate * 2**32))
+
+
 def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
     """Independent dropout of every element of `x` [..., K] at exactly `rate` (to 2⁻³²).
 
@@ -43,16 +56,13 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
     """
     if key is None or rate == 0.0:
         return x
-    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)[:2]
     row = jnp.zeros((*x.shape[:-1], 1), jnp.uint32)  # the row's index in [..., K], flattened
     for axis, size in enumerate(x.shape[:-1]):
         row = row * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis)
-    row = _mix(_mix(row + words[0]) ^ words[1])
     column = jax.lax.broadcasted_iota(jnp.uint32, (1,) * (x.ndim - 1) + x.shape[-1:], x.ndim - 1)
-    bits = _mix_upper(row ^ _mix(column + words[1]))
-    keep = bits >= np.uint32(round(rate * 2**32))
+    kept = keep(row, column, key_words(key), rate)
     # Scaled in float32: 1/0.9 rounded to bfloat16 would be 0.16% low.
-    return jnp.where(keep, x.astype(jnp.float32) * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+    return jnp.where(kept, x.astype(jnp.float32) * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
 # GELU
