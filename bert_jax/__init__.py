@@ -13,7 +13,7 @@ Map of the package, from the top down (imports go downwards only):
   tasks              rows of four families: files -> features; outputs -> scores, official files
   config, optim, sharding, checkpoint, metrics, workdir, command_line
   objectives         what is learnt: pure functions of (params, batch, key)
-  models             layers, encoder, body of a task, heads
+  models             layers, encoder, body of a task, heads, kernels for TPU
   data               text, tokenizer, corpus, instances by index, loader; buckets by length
   errors             `UserError`: one line for people, exit code 2
 

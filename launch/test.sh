@@ -7,4 +7,4 @@ ruff check .
 ruff format --check .
 mypy
 # Two at a time: most of the time goes to compiling small programs on one core each.
-python -m pytest -n 2 --dist loadfile --durations=20 "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 "$@"

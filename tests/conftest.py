@@ -18,6 +18,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+SLOW = ("test_processes", "test_resume", "test_reproduce", "test_finetune", "test_launch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, so that no worker is left with one when the others are done."""
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, Any]]:
     """Reads `tests/golden/NAME.npz` as a tree: the array "a/b" is `tree["a"]["b"]`."""
