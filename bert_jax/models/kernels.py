@@ -257,16 +257,17 @@ def _backward_kernel(heads, rate, numbers, *refs):
 
         def one(h, x=x, r=r):
             exponentials, scale = x.weights(h)
-            q, k, g = x.half(x.q, h), x.half(x.k, h), x.half(grad[r], h)
+            q, g = x.half(x.q, h), x.half(grad[r], h)
             weights = exponentials * scale
             scaled = x.dropped(weights * (1 / (1 - rate)), h)
             product = scaled * _dot(x.v, g, 1, 1)  # weights times their gradient
             by_score = product - weights * product.sum(0, keepdims=True)
             by_score = jnp.where(x.mask, by_score, 0).astype(x.dtype)
-            by_q = _dot(by_score, k, 0, 0) * HEAD_WIDTH**-0.5
-            return by_q, _dot(by_score, q, 1, 0), _dot(scaled.astype(x.dtype), g, 1, 0)
+            by_k = _dot(by_score, q, 1, 0)
+            return _dot(by_score, x.half(x.k, h), 0, 0), by_k, _dot(scaled.astype(x.dtype), g, 1, 0)
 
         by = [first + second for first, second in zip(one(0), one(1), strict=True)]
+        by[0] *= HEAD_WIDTH**-0.5
         for ref, value in zip((by_q, by_k, by_v), by, strict=True):
             ref[r] = value.astype(x.dtype)
         total += jnp.concatenate([value.sum(0, keepdims=True) for value in by])
