@@ -90,6 +90,8 @@ def check_ranges(config: Any) -> None:
         if hasattr(part, "items")
         for name, value in part.items()
     }
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
     for name in _LEAST.keys() & flat.keys():
         if flat[name] < _LEAST[name]:
             raise UserError(f"{name}={flat[name]} must be at least {_LEAST[name]}")

@@ -30,7 +30,8 @@ from bert_jax.errors import Stopped, UserError
 from bert_jax.objectives.base import Batch, Mean, Objective
 
 Evaluate = Callable[[Any, "Phase"], dict[str, float]]
-State = dict[str, Any]  # step, params, opt_state, window (metrics since the last log), bad_step
+# step, seed, params, opt_state, window (metrics since the last log), bad_step
+State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +79,20 @@ class Trainer:
         self.objective, self.transform, self.learning_rate = objective, transform, learning_rate
         self.mesh, self.seed, self.accumulation = mesh, seed, accumulation
         self._example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
-        boxed = jax.eval_shape(self._init)
+        key = jax.random.key(0)
+        params = nn.meta.unbox(jax.eval_shape(objective.init, key, self._example))
+        self._metrics = jax.eval_shape(self._gradients, params, self._example, key)[1]
+        boxed = jax.eval_shape(self._init, np.uint32(0))
         self._shardings = sharding.tree_shardings(mesh, boxed)
         self.abstract_state: State = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             nn.meta.unbox(boxed),
             self._shardings,
         )
-        self._fresh = jax.jit(lambda: nn.meta.unbox(self._init()), out_shardings=self._shardings)
-        window = self.abstract_state["window"]
-        self.empty_window = jax.jit(  # a fresh metrics window
-            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), window),
-            out_shardings=self._shardings["window"],
+        self._fresh = jax.jit(
+            lambda seed: nn.meta.unbox(self._init(seed)), out_shardings=self._shardings
         )
+        self.empty_window = jax.jit(self._window, out_shardings=self._shardings["window"])
         self.step = jax.jit(
             sharding.on_mesh(mesh, self._step), donate_argnums=0,
             out_shardings=(self._shardings, sharding.replicated(mesh)),
@@ -101,7 +103,7 @@ class Trainer:
 
     def init(self, params: Any = None) -> State:
         """The state before the first step, each shard made on its device; given `params`, those."""
-        state = self._fresh()
+        state = self._fresh(np.uint32(self.seed))
         return state if params is None else state | {"params": params}
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,30 +114,33 @@ class Trainer:
         """This process's rows, or on every process all batch_size -> global arrays on the mesh."""
         return sharding.to_global(self.mesh, dict(batch), batch_size)
 
-    def _init(self) -> State:
+    def _init(self, seed: jax.Array) -> State:
         example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._example)
-        params = self.objective.init(jax.random.key(self.seed), example)
-        means = jax.eval_shape(
-            lambda: self._gradients(nn.meta.unbox(params), example, jax.random.key(0))[1]
-        )
+        params = self.objective.init(jax.random.key(seed), example)
         return {
             "step": jnp.int32(0),
+            "seed": seed,  # here, lest a step of another seed be another program to compile
             "params": params,
             "opt_state": self.transform.init(params),
-            "window": jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), means),
+            "window": self._window(),
             "bad_step": jnp.int32(-1),  # the first whose loss or gradient was not finite
         }
+
+    def _window(self) -> dict[str, Mean]:
+        """No metrics yet."""
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._metrics)
 
     def _step(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
         """The state after a step, and the step's loss, which unlike the state stays."""
         step, params = state["step"], state["params"]
-        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        key = jax.random.fold_in(jax.random.key(state["seed"]), step)
         grads, means = self._gradients(params, batch, key)
         updates, opt_state = self.transform.update(grads, state["opt_state"], params)
         loss = means["loss"].value()
         finite = jnp.isfinite(loss) & jnp.isfinite(means["grad_norm"].value())
         after = {
             "step": step + 1,
+            "seed": state["seed"],
             "params": optax.apply_updates(params, updates),
             "opt_state": opt_state,
             "window": {name: state["window"][name] + mean for name, mean in means.items()},

@@ -111,7 +111,8 @@ def test_dropout_sites_of_the_model(monkeypatch):
     params, batch = random_params(config), some_batch(config)
     for module in (layers, operations):
         monkeypatch.setattr(module, "dropout", recorded)
-    encode(config, params, batch, jax.random.key(5))
+    with jax.disable_jit():  # else layers are traced once, and their keys are tracers
+        encode(config, params, batch, jax.random.key(5))
     hidden, weights = ((4, 16, 32), 0.1), ((4, 4, 16, 16), 0.2)
     assert [call[:2] for call in calls] == [hidden] + [weights, hidden, hidden] * config.layers
     assert len({call[2] for call in calls}) == len(calls)  # no two sites share a key

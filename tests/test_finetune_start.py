@@ -111,3 +111,21 @@ def test_as_many_programs_are_compiled_as_there_are_widths(trained, data, tmp_pa
     assert min(lengths) * 480 < padding["text_tokens"] < padding["computed_tokens"]
     assert padding["computed_without_buckets"] == 30 * 16 * 48
     assert padding["computed_tokens"] <= 480 * buckets.bucket_width(max(lengths) + 6, 48)
+
+
+def test_another_seed_needs_no_other_program(trained, data, tmp_path, monkeypatch):
+    """Else each run of a sweep over seeds would compile its own."""
+    batches, programs = [], set()
+
+    def lowering(trainer, phases, *rest):
+        batches.append(trainer.put(next(phases[0].batches(0, 1)), phases[0].batch_size))
+        programs.add(trainer.step.lower(trainer.abstract_state, batches[0]).as_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune.train, "run", lowering)
+    for seed in (0, 1):
+        config = make_config(trained, data=str(data / "classification"), seed=seed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.finetune(config, tmp_path / str(seed))
+    assert len(batches) == 2
+    assert len(programs) == 1

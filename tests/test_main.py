@@ -66,6 +66,7 @@ MISTAKES = {
     "masking above one": ({"masking.rate": 1.5}, "masking.rate"),
     "no layers": ({"model.layers": 0}, "model.layers=0 must be at least 1"),
     "negative workers": ({"workers": -1}, "workers=-1 must be at least 0"),
+    "negative seed": ({"seed": -1}, "seed=-1 must lie between 0 and 4294967295"),
     "shares above one": ({"masking.mask_share": 0.95}, "mask_share"),
     "long sequences": ({"seq_length": 65}, "seq_length=65 is over model.max_positions=64"),
     "long first phase": (

@@ -178,7 +178,7 @@ def test_a_sigterm_to_one_stops_all_at_the_same_step(
     stops = re.findall(r"stopped and saved at step (\d+)", text)
     assert len(stops) == 2 and len(set(stops)) == 1, text[-3000:]
     assert 7 <= int(stops[0]) < STEPS
-    assert text.count(f"ended with code {RESTART_CODE}") == 2
+    assert text.count(f"ended with code {RESTART_CODE}") == 2, text[-3000:]
     assert f"from step {stops[0]}" in text
     assert seconds < GRACE_SECONDS
     print(f"\nSIGTERM: saved at step {stops[0]}, all gone after {seconds:.1f} s")

@@ -46,6 +46,7 @@ def keep(row: jax.Array, column: jax.Array, words: Any, rate: float) -> jax.Arra
     return _mix_upper(row ^ _mix(column + words[1])) >= np.uint32(round(rate * 2**32))
 
 
+@functools.partial(jax.jit, static_argnames="rate", inline=True)
 def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
     """Independent dropout of every element of `x` [..., K] at exactly `rate` (to 2⁻³²).
 
@@ -83,6 +84,7 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return gelu(x), x
 
 
+@functools.partial(jax.jit, inline=True)
 def _gelu_backward(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
     x32 = x.astype(jnp.float32)
     density = jnp.exp(-0.5 * x32 * x32) * (1 / math.sqrt(2 * math.pi))
@@ -111,6 +113,7 @@ def attend(
     return _attend_forward(q, k, v, mask, key, rate)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(5,), inline=True)
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, key: Key, rate: float
 ) -> tuple[jax.Array, Any]:
@@ -126,6 +129,7 @@ def _attend_forward(
     return mixed, (q, k, v, mask, key, weights, mixed)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _attend_backward(rate: float, saved: Any, grad: jax.Array) -> tuple[jax.Array | None, ...]:
     q, k, v, mask, key, weights, mixed = saved
     f32 = jnp.float32
@@ -163,6 +167,7 @@ def add_and_norm(
     return _add_and_norm_forward(x, y, scale, bias, key, rate, epsilon)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(5, 6), inline=True)
 def _add_and_norm_forward(
     x: jax.Array,
     y: jax.Array,
@@ -182,6 +187,7 @@ def _add_and_norm_forward(
     return normed.astype(x.dtype), (total, mean, inverse, scale, key)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _add_and_norm_backward(
     rate: float, epsilon: float, saved: Any, grad: jax.Array
 ) -> tuple[jax.Array | None, ...]:
