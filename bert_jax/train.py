@@ -78,20 +78,25 @@ class Trainer:
         """example: rows of a batch, for their shapes. accumulation: micro-batches a step."""
         self.objective, self.transform, self.learning_rate = objective, transform, learning_rate
         self.mesh, self.seed, self.accumulation = mesh, seed, accumulation
-        self._example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
+        example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
         key = jax.random.key(0)
-        params = nn.meta.unbox(jax.eval_shape(objective.init, key, self._example))
-        self._metrics = jax.eval_shape(self._gradients, params, self._example, key)[1]
-        boxed = jax.eval_shape(self._init, np.uint32(0))
+        params = jax.eval_shape(objective.init, key, example)
+        loss = functools.partial(objective.loss, train=True)
+        self._means = jax.eval_shape(loss, nn.meta.unbox(params), example, key)[1]
+        boxed = jax.eval_shape(self._first_state, np.uint32(0), params)
         self._shardings = sharding.tree_shardings(mesh, boxed)
         self.abstract_state: State = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             nn.meta.unbox(boxed),
             self._shardings,
         )
-        self._fresh = jax.jit(
-            lambda seed: nn.meta.unbox(self._init(seed)), out_shardings=self._shardings
-        )
+
+        def fresh(seed: jax.Array) -> State:
+            batch = jax.tree.map(jnp.zeros_like, example)
+            params = objective.init(jax.random.key(seed), batch)
+            return nn.meta.unbox(self._first_state(seed, params))
+
+        self._fresh = jax.jit(fresh, out_shardings=self._shardings)
         self.empty_window = jax.jit(self._window, out_shardings=self._shardings["window"])
         self.step = jax.jit(
             sharding.on_mesh(mesh, self._step), donate_argnums=0,
@@ -114,9 +119,7 @@ class Trainer:
         """This process's rows, or on every process all batch_size -> global arrays on the mesh."""
         return sharding.to_global(self.mesh, dict(batch), batch_size)
 
-    def _init(self, seed: jax.Array) -> State:
-        example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._example)
-        params = self.objective.init(jax.random.key(seed), example)
+    def _first_state(self, seed: jax.Array, params: Any) -> State:
         return {
             "step": jnp.int32(0),
             "seed": seed,  # here, lest a step of another seed be another program to compile
@@ -128,7 +131,9 @@ class Trainer:
 
     def _window(self) -> dict[str, Mean]:
         """No metrics yet."""
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._metrics)
+        nothing = Mean(jnp.float32(0), jnp.float32(0))
+        means = jax.tree.map(jnp.zeros_like, self._means)
+        return {"loss": nothing, **means, "grad_norm": nothing}
 
     def _step(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
         """The state after a step, and the step's loss, which unlike the state stays."""
@@ -180,7 +185,7 @@ class Trainer:
                 return jax.tree.map(jnp.add, carry, one), None
 
             shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), key)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            zeros = jax.tree.map(jnp.zeros_like, shapes)
             (grads, means), _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), micro))
             means["loss"] = dataclasses.replace(means["loss"], count=jnp.float32(1))
         means["grad_norm"] = Mean(optax.tree.norm(grads), jnp.float32(1))
