@@ -137,10 +137,12 @@ def as_markdown(table: Table, summary: Sequence[Mapping[str, Any]], notes: Seque
                 text += f" ({cell['collapsed']} collapsed)"
             cells.append(_with_published(text, cell["published"]))
         lines.append(f"| {' | '.join(cells)} |")
+    others = any(row.reference for row in table.rows)
+    beside = "the row it is compared with" if others else "the first row"
     lines += [
         "",
         "Dev scores in percent: mean ± standard deviation over n seeds of fine-tuning; in brackets "
-        "the paper's. Beside the first row: ↑ above, ↓ below, ≈ no more than noise (Welch's "
+        f"the paper's. Beside {beside}: ↑ above, ↓ below, ≈ no more than noise (Welch's "
         "t-test, 5%). Each row is one pre-training, so its own chance is not in the spread.",
         *([table.note] if table.note else []),
         *(f"- {note}" for note in notes),
