@@ -3,16 +3,25 @@
 import contextlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from bert_jax import distributed
 from bert_jax.files import write_whole
 from bert_jax.objectives.base import Mean
+
+# tensorboardX imports PyTorch where it is installed: seconds of every start, for nothing of ours.
+_hides_torch = "torch" not in sys.modules
+if _hides_torch:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+from tensorboardX import SummaryWriter  # noqa: E402
+
+if _hides_torch:
+    del sys.modules["torch"]
 
 # Peak dense bf16 FLOP/s of a device, by a part of its `device_kind`; the published figures.
 PEAK_FLOPS = {

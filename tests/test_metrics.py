@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -96,3 +99,12 @@ def test_events_are_written_for_tensorboard(tmp_path):
 def test_peak_speed_of_known_chips(kind, peak):
     """Published dense bf16 figures; `TPU v5` is a part of the name `TPU v5 lite`."""
     assert metrics.peak_flops(types.SimpleNamespace(device_kind=kind)) == peak
+
+
+def test_pytorch_is_not_imported(tmp_path):
+    """Where it is installed, TensorBoard's writer would: seconds of every start."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
+    subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import bert_jax.main",
+         tmp_path], cwd=Path(__file__).parent.parent, check=True,
+    )  # fmt: skip
