@@ -110,7 +110,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     def predictions(params: Any, examples: Sequence[Any], features: Sequence[Feature]) -> list[Any]:
         outputs = run_features(
             lambda batch: sharding.to_host(predict(params, trainer.put(batch, config.batch_size))),
-            features, config.batch_size, tokenizer.pad_id, longest,
+            features, tokenizer.pad_id, longest, config.batch_size,
         )  # fmt: skip
         return task.decode(examples, features, outputs)
 

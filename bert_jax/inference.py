@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.data.buckets import Arrays, eval_batches
+from bert_jax.data.buckets import Arrays, collate, eval_plan
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
-from bert_jax.task_inference import TaskModel, Text, as_list, batch_rows
+from bert_jax.task_inference import TaskModel, Text, as_list, batch_limits
 from bert_jax.weights import open_model
 
 
@@ -132,10 +132,11 @@ class Model(TaskModel):
           layers: K of the hidden states 0 (the embeddings) .. L; from the last backwards: -1 ..
         """
         pad, longest = self.tokenizer.pad_id, self.encoder.max_positions
-        size = batch_rows(len(sequences), batch_size)
-        for rows, batch in eval_batches(sequences, size, pad, longest):
+        lengths = [len(one["tokens"]) for one in sequences]
+        for indices, rows in eval_plan(lengths, longest, *batch_limits(len(lengths), batch_size)):
+            batch = collate([sequences[index] for index in indices], rows, pad, longest)
             hidden = np.asarray(self._states(self.params, batch, tuple(layers)))
-            for row, index in enumerate(rows):
+            for row, index in enumerate(indices):
                 length = len(sequences[index]["tokens"])
                 yield int(index), hidden[row, :, :length].astype(np.float32)
 

@@ -228,17 +228,21 @@ class TaskModel:
     ) -> tuple[list[Feature], list[dict[str, np.ndarray]]]:
         """Features of the examples, and what the objective predicts of each."""
         features = task.featurise(examples, self.tokenizer, self._longest, train=False)
-        size = batch_rows(len(features), batch_size)
         outputs = run_features(
-            lambda batch: self._predict(self.params, batch),
-            features, size, self.tokenizer.pad_id, self._longest,
+            lambda batch: self._predict(self.params, batch), features, self.tokenizer.pad_id,
+            self._longest, *batch_limits(len(features), batch_size),
         )  # fmt: skip
         return features, outputs
 
 
-def batch_rows(count: int, most: int) -> int:
-    """Rows of a batch for `count` sequences: a power of two where they are few."""
-    return max(min(most, 1 << max(count - 1, 0).bit_length()), 1)
+def batch_limits(count: int, batch_size: int) -> tuple[int, int]:
+    """The most rows and the most tokens of a batch of `count` sequences.
+
+    Rows are a power of two where there are few. Tokens are those of `batch_size` rows of 64: so
+    what is longer comes in fewer rows, instead of with shorter ones that are filled up to it.
+    """
+    rows = max(min(batch_size, 1 << max(count - 1, 0).bit_length()), 1)
+    return rows, 64 * batch_size
 
 
 def as_list(texts: Sequence[Any]) -> Sequence[Any]:

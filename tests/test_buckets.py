@@ -9,7 +9,7 @@ from bert_jax.data.buckets import (
     POOL,
     bucket_width,
     collate,
-    eval_batches,
+    eval_plan,
     padding,
     train_batches,
     train_plan,
@@ -198,12 +198,14 @@ def test_train_batches_are_those_of_the_plan():
 # Evaluation.
 
 
+@pytest.mark.parametrize("most_tokens", [None, 300])
 @pytest.mark.parametrize("count", [0, 1, 8, 21])
-def test_evaluation_sees_every_feature_once(count):
+def test_evaluation_sees_every_feature_once(count, most_tokens):
     features = rows(LENGTHS[:count])
     seen = []
-    for indices, batch in eval_batches(features, 8, 0, 128):
-        assert batch["tokens"].shape[0] == 8
+    for indices, size in eval_plan(LENGTHS[:count], 128, 8, most_tokens):
+        batch = collate([features[index] for index in indices], size, 0, 128)
+        assert batch["tokens"].shape[0] == size
         real = batch["weight"] > 0
         assert real.sum() == len(indices)
         assert batch["label"][real].tolist() == indices.tolist()
@@ -212,5 +214,12 @@ def test_evaluation_sees_every_feature_once(count):
 
 
 def test_evaluation_begins_with_the_longest():
-    widths = [batch["tokens"].shape[1] for _, batch in eval_batches(rows(LENGTHS), 8, 0, 128)]
-    assert widths == sorted(widths, reverse=True)
+    longest = [LENGTHS[indices[0]] for indices, _ in eval_plan(LENGTHS, 128, 8)]
+    assert longest == sorted(LENGTHS, reverse=True)[::8]
+
+
+def test_long_sequences_are_fewer_at_a_time():
+    """One of 300 tokens among 31 of 10: else all 32 would be computed on as if they had 384."""
+    plan = eval_plan([10] * 20 + [300] + [10] * 11, 512, 32, 32 * 64)
+    assert [(len(indices), size) for indices, size in plan] == [(4, 4), (28, 32)]
+    assert eval_plan([400], 512, 8, 64)[0][1] == 1

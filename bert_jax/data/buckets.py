@@ -105,17 +105,24 @@ def padding(
     }
 
 
-def eval_batches(
-    features: Sequence[Arrays], batch_size: int, pad_id: int, longest: int
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """(indices, batch) over all features; the last batch may be filled up.
+def eval_plan(
+    lengths: Sequence[int], longest: int, batch_size: int, most_tokens: int | None = None
+) -> list[tuple[np.ndarray, int]]:
+    """(indices of the features of a batch, its rows B) over all of them; the last may need filling.
 
     Long ones come first: what does not fit the memory shows at once, and filler rows are short.
+
+    lengths: of all features. batch_size: B, halved where a batch would have over `most_tokens`: so
+      that few that are long do not make many as long.
     """
-    order = np.argsort([-row["tokens"].shape[-1] for row in features], kind="stable")
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
-        yield rows, collate([features[index] for index in rows], batch_size, pad_id, longest)
+    order, plan = np.argsort(-np.array(lengths, int), kind="stable"), []
+    while len(order):
+        rows, width = batch_size, bucket_width(lengths[order[0]], longest)
+        while most_tokens and rows > 1 and rows * width > most_tokens:
+            rows //= 2
+        plan.append((order[:rows], rows))
+        order = order[rows:]
+    return plan
 
 
 def _pool(lengths: np.ndarray, batch_size: int, seed: int, first: int, batches: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from bert_jax.data.buckets import eval_batches
+from bert_jax.data.buckets import collate, eval_plan
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
@@ -182,20 +182,23 @@ P = TypeVar("P")
 def run_features(
     predict: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
     features: Sequence[Feature],
-    batch_size: int,
     pad_id: int,
     longest: int,
+    batch_size: int,
+    most_tokens: int | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """`predict` over all features in batches of similar length: an objective's outputs of each.
 
     predict: a batch as of `data.buckets.collate` -> arrays [B, ...].
+    batch_size, most_tokens: as in `data.buckets.eval_plan`.
     """
     results: list[dict[str, np.ndarray]] = [{} for _ in features]
-    batches = eval_batches([feature.arrays for feature in features], batch_size, pad_id, longest)
-    total = -(-len(features) // batch_size)
-    for rows, batch in bar(batches, "predicting", total=total, unit="batch"):
+    lengths = [feature.arrays["tokens"].shape[-1] for feature in features]
+    plan = eval_plan(lengths, longest, batch_size, most_tokens)
+    for indices, rows in bar(plan, "predicting", unit="batch"):
+        batch = collate([features[index].arrays for index in indices], rows, pad_id, longest)
         outputs = {name: np.asarray(value) for name, value in predict(batch).items()}
-        for row, index in enumerate(rows):
+        for row, index in enumerate(indices):
             results[index] = {name: value[row] for name, value in outputs.items()}
     return results
 
