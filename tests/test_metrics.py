@@ -104,7 +104,9 @@ def test_peak_speed_of_known_chips(kind, peak):
 def test_pytorch_is_not_imported(tmp_path):
     """Where it is installed, TensorBoard's writer would: seconds of every start."""
     (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
-    subprocess.run(
-        [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import bert_jax.main",
-         tmp_path], cwd=Path(__file__).parent.parent, check=True,
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import bert_jax.main"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
