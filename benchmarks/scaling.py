@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from benchmarks.contest import Contender, Result, Turn, as_json, contest, show
 from benchmarks.our_step import Shape, ours, trainer_of
@@ -133,7 +133,8 @@ def points(folder: Path) -> dict[str, dict[str, Contender]]:
 
 def plot(curves: dict[str, dict[str, Result]], path: Path) -> None:
     """A panel for each curve, doubly logarithmic, beside growth in proportion."""
-    _, axes = plt.subplots(2, 3, figsize=(12, 7), constrained_layout=True)
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    axes = figure.subplots(2, 3)
     for axis, (name, curve) in zip(axes.flat, curves.items(), strict=True):
         what, by = name.split(", by ")
         layers = {size: SIZES[size][0] * SIZES[size][1] ** 2 * 12 for size in SIZES}
@@ -152,7 +153,7 @@ def plot(curves: dict[str, dict[str, Result]], path: Path) -> None:
         axis.set(xscale="log", yscale="log", title=what, ylabel="seconds")
         axis.set_xlabel("parameters of the layers" if by == "size" else by)
         axis.legend()
-    plt.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100)
 
 
 def main(argv: Sequence[str]) -> None:

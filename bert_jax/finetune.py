@@ -10,6 +10,7 @@ the model is the one in --workdir.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -68,17 +69,8 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
     objective = task.objective(Body(encoder, config.features, config.bilstm, config.bilstm_width))
     tokenizer, longest = model.tokenizer, config.max_length
-
-    def featurise(split: str) -> list[Feature]:
-        made = task.featurise(examples[split], tokenizer, longest, train=split == "train")
-        if cut := sum(feature.cut for feature in made):
-            distributed.say(
-                f"{split}: {cut:,} of {len(made):,} examples are over max_length={longest} and "
-                f"were cut; --config.max_length can be up to {encoder.max_positions}"
-            )
-        return made
-
-    features, dev = featurise("train"), featurise("dev")
+    featurise = functools.partial(_featurise, task, tokenizer, longest, encoder.max_positions)
+    features, dev = featurise("train", examples["train"]), featurise("dev", examples["dev"])
     phase = build_phase(config, encoder, features, tokenizer)
     trainer = train.build_trainer(
         config, sharding.make_mesh(config.mesh), phase.stop, objective, next(phase.batches(0, 1)),
@@ -95,21 +87,15 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         workdir, described, MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
     )
     if (workdir / "results.json").exists():
-        if distributed.is_main():
-            print((workdir / "report.md").read_text(encoding="utf-8"))
-            print(
-                f"{workdir} is finished: nothing left to train; its scores are of the data given "
-                "then (mode=eval scores other data)"
-            )
+        _say_finished(workdir)
         return json.loads((workdir / "results.json").read_text())
-
     if not jax.config.values["jax_compilation_cache_dir"]:  # a second start finds them compiled
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     predict = trainer.jit(objective.predict)
 
     def predictions(params: Any, examples: Sequence[Any], features: Sequence[Feature]) -> list[Any]:
         outputs = run_features(
-            lambda batch: sharding.to_host(predict(params, trainer.put(batch, config.batch_size))),
+            lambda batch: predict(params, trainer.put(batch, config.batch_size)),
             features, tokenizer.pad_id, longest, config.batch_size,
         )  # fmt: skip
         return task.decode(examples, features, outputs)
@@ -136,7 +122,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     }
 
     predicted = {
-        split: predictions(best, some, dev if split == "dev" else featurise(split))
+        split: predictions(best, some, dev if split == "dev" else featurise(split, some))
         for split, some in examples.items()
         if split != "train"
     }
@@ -144,6 +130,28 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         write_results(workdir, workdir, task, examples, predicted, facts)
     distributed.wait_for_all("the results are written")
     return json.loads((workdir / "results.json").read_text())
+
+
+def _featurise(
+    task: Task, tokenizer: Tokenizer, longest: int, limit: int, split: str, examples: Sequence[Any]
+) -> list[Feature]:
+    """Features of a split; says how many texts were cut. limit: the model's positions."""
+    made = task.featurise(examples, tokenizer, longest, train=split == "train")
+    if cut := sum(feature.cut for feature in made):
+        distributed.say(
+            f"{split}: {cut:,} of {len(made):,} examples are over max_length={longest} and "
+            f"were cut; --config.max_length can be up to {limit}"
+        )
+    return made
+
+
+def _say_finished(workdir: Path) -> None:
+    if distributed.is_main():
+        print((workdir / "report.md").read_text(encoding="utf-8"))
+        print(
+            f"{workdir} is finished: nothing left to train; its scores are of the data given "
+            "then (mode=eval scores other data)"
+        )
 
 
 def apply_model(config: Any, workdir: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bert_jax.errors import UserError
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
+from bert_jax.sharding import ahead
 from bert_jax.task_inference import TaskModel, Text, as_list, batch_limits
 from bert_jax.weights import open_model
 
@@ -133,12 +134,16 @@ class Model(TaskModel):
         """
         pad, longest = self.tokenizer.pad_id, self.encoder.max_positions
         lengths = [len(one["tokens"]) for one in sequences]
-        for indices, rows in eval_plan(lengths, longest, *batch_limits(len(lengths), batch_size)):
-            batch = collate([sequences[index] for index in indices], rows, pad, longest)
-            hidden = np.asarray(self._states(self.params, batch, tuple(layers)))
+        plan = eval_plan(lengths, longest, *batch_limits(len(lengths), batch_size))
+        batches = (
+            (indices, collate([sequences[i] for i in indices], rows, pad, longest))
+            for indices, rows in plan
+        )
+        work = ((some, self._states(self.params, batch, tuple(layers))) for some, batch in batches)
+        for indices, states in ahead(work):
+            hidden = np.asarray(states)
             for row, index in enumerate(indices):
-                length = len(sequences[index]["tokens"])
-                yield int(index), hidden[row, :, :length].astype(np.float32)
+                yield int(index), hidden[row, :, : lengths[index]].astype(np.float32)
 
     def _encode(self, text: Text, max_length: int | None) -> dict[str, np.ndarray]:
         """Tokens and segments int32[S] of [CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""

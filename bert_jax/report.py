@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 
 from bert_jax import goodput, inference
@@ -17,9 +16,6 @@ from bert_jax.files import write_whole
 from bert_jax.metrics import read_metrics
 from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.mlm import MaskedLM
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 _EXAMPLES = 5
 
@@ -195,9 +191,12 @@ def plot_curves(
     ),
 ) -> None:
     """The named metrics that there are over the steps, with the baselines dashed."""
+    from matplotlib.figure import Figure  # late: most of a run does without
+
     panels = [name for name in dict.fromkeys(names) if any(name in line for line in lines)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6))
-    for axis, name in zip(np.atleast_1d(axes), panels, strict=True):
+    figure = Figure(figsize=(4.5 * len(panels), 3.6))
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, name in zip(axes[0], panels, strict=True):
         for split, style in (("train", {"alpha": 0.6}), ("held_out", {"marker": "o", "ms": 3})):
             points = [(x["step"], x[name]) for x in lines if x["split"] == split and name in x]
             if points:
@@ -209,4 +208,3 @@ def plot_curves(
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

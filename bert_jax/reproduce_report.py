@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import scipy.stats
+from matplotlib.figure import Figure
 
 from bert_jax.files import write_whole
 from bert_jax.paper import Column, Row, Table
 from bert_jax.tasks import TASKS, family
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 SIGNIFICANT = 0.05  # a difference less likely than this by chance counts as one
 
@@ -170,9 +167,8 @@ def plot(table: Table, summary: Sequence[Mapping[str, Any]], path: Path) -> None
     names = list(summary[0]["cells"])
     along = any(row.share < 1 for row in table.rows)
     height = 3.6 if along else 1.2 + 0.4 * len(summary)
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(4 * len(names) + 1.5, height), sharey=not along, squeeze=False
-    )
+    figure = Figure(figsize=(4 * len(names) + 1.5, height))
+    axes = figure.subplots(1, len(names), sharey=not along, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         cells = [entry["cells"][name] for entry in summary]
         if along:
@@ -187,7 +183,6 @@ def plot(table: Table, summary: Sequence[Mapping[str, Any]], path: Path) -> None
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _curves(axis: Any, table: Table, cells: Sequence[Mapping[str, Any]]) -> None:

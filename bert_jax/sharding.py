@@ -1,8 +1,8 @@
-"""The device mesh, and the one table from logical axes to mesh axes."""
+"""The device mesh, the one table from logical axes to mesh axes, and the way there and back."""
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -137,5 +137,20 @@ def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Global arrays, however sharded -> NumPy on every process; all of them must call it."""
-    return multihost_utils.process_allgather(tree, tiled=True)
+    """Arrays -> NumPy; those that run across processes whole on each, so all must call it."""
+
+    def one(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(one, tree)
+
+
+def ahead(work: Iterable[R]) -> Iterator[R]:
+    """The same items, each when the next has been asked for: devices are at that meanwhile."""
+    before: list[R] = []
+    for item in work:
+        yield from before
+        before = [item]
+    yield from before

@@ -310,16 +310,12 @@ def held_out_means(trainer: Trainer, params: Any, phase: Phase) -> dict[str, flo
 def _device_batches(
     trainer: Trainer, phases: list[Phase], step: int
 ) -> Iterator[tuple[Phase, Batch]]:
-    """Batches from `step` on, two ahead on the devices."""
+    """Batches from `step` on, with the next one on the devices."""
     for phase in phases:
-        if step >= phase.stop:
-            continue
-        rows = phase.batches(max(step, phase.start), phase.stop)
-        batches = (trainer.put(batch, phase.batch_size) for batch in rows)
-        ahead = list(itertools.islice(batches, 2))
-        while ahead:
-            yield phase, ahead.pop(0)
-            ahead.extend(itertools.islice(batches, 1))
+        if step < phase.stop:
+            rows = phase.batches(max(step, phase.start), phase.stop)
+            batches = (trainer.put(batch, phase.batch_size) for batch in rows)
+            yield from ((phase, batch) for batch in sharding.ahead(batches))
 
 
 def _check_finite(state: State, phases: list[Phase], checkpoints: Checkpoints) -> None:

@@ -22,8 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
-import matplotlib
 from absl import flags
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from bert_jax import errors, finetune
@@ -31,9 +31,6 @@ from bert_jax.files import write_whole
 from bert_jax.grid import GRIDS, name_of, settings
 from bert_jax.workdir import check_same
 from configs.finetune import get_config
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 _GRID = flags.DEFINE_enum("grid", "paper", list(GRIDS), "The settings to try; none: seeds only.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each setting.", lower_bound=1)
@@ -157,7 +154,8 @@ def as_markdown(table: Mapping[str, Any]) -> str:
 def plot(results: Sequence[Mapping[str, Any]], table: Mapping[str, Any], path: Path) -> None:
     """Every run as a dot by setting; collapsed ones are crosses."""
     points = [row["point"] for row in table["settings"]]
-    figure, axis = plt.subplots(figsize=(6, 1 + 0.4 * len(points)))
+    figure = Figure(figsize=(6, 1 + 0.4 * len(points)))
+    axis = figure.subplots()
     for collapsed, marker in ((False, "o"), (True, "x")):
         some = [result for result in results if result["collapsed"] == collapsed]
         axis.scatter(
@@ -170,7 +168,6 @@ def plot(results: Sequence[Mapping[str, Any]], table: Mapping[str, Any], path: P
     axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _drop_checkpoints(results: Sequence[Mapping[str, Any]]) -> None:

@@ -122,3 +122,17 @@ def test_rows_and_whole_batches_become_the_same_array():
     made = sharding.to_global(mesh, rows, 8)["tokens"]
     assert made.sharding == sharding.batch_sharding(mesh)
     np.testing.assert_array_equal(sharding.to_host(made), rows["tokens"])
+
+
+def test_the_next_item_is_asked_for_before_one_is_used():
+    events = []
+
+    def made():
+        for item in range(3):
+            events.append(f"ask {item}")
+            yield item
+
+    for item in sharding.ahead(made()):
+        events.append(f"use {item}")
+    assert events == ["ask 0", "ask 1", "use 0", "ask 2", "use 1", "use 2"]
+    assert list(sharding.ahead([])) == []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import TaskObjective
+from bert_jax.sharding import ahead, to_host
 
 _TFDS = "tfds:"
 
@@ -180,7 +182,7 @@ P = TypeVar("P")
 
 
 def run_features(
-    predict: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
+    predict: Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]],
     features: Sequence[Feature],
     pad_id: int,
     longest: int,
@@ -195,11 +197,15 @@ def run_features(
     results: list[dict[str, np.ndarray]] = [{} for _ in features]
     lengths = [feature.arrays["tokens"].shape[-1] for feature in features]
     plan = eval_plan(lengths, longest, batch_size, most_tokens)
-    for indices, rows in bar(plan, "predicting", unit="batch"):
-        batch = collate([features[index].arrays for index in indices], rows, pad_id, longest)
-        outputs = {name: np.asarray(value) for name, value in predict(batch).items()}
+    batches = (
+        (indices, collate([features[i].arrays for i in indices], rows, pad_id, longest))
+        for indices, rows in plan
+    )
+    work = ahead((indices, predict(batch)) for indices, batch in batches)
+    for indices, outputs in bar(work, "predicting", total=len(plan), unit="batch"):
+        found = to_host(outputs)
         for row, index in enumerate(indices):
-            results[index] = {name: value[row] for name, value in outputs.items()}
+            results[index] = {name: value[row] for name, value in found.items()}
     return results
 
 

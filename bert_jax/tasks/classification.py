@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Classify
-from bert_jax.tasks import metrics, plots
+from bert_jax.tasks import metrics
 from bert_jax.tasks.base import Feature, Source, encode_pairs, file_of, in_order
 from bert_jax.tasks.rows import Row, column, flat, number, read_rows, read_tfds
 
@@ -290,11 +289,13 @@ class Classification:
 
     def probabilities(self, outputs: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
         """float32 [examples, C]: a softmax over the labels, or a sigmoid of each of several."""
+        from scipy import special  # late, as plots below: a start does without
+
         logits = np.array([output["logits"] for output in outputs], np.float32)
         logits = logits.reshape(-1, self.outputs)
         if self.kind == "multi":
-            return scipy.special.expit(logits)
-        return scipy.special.softmax(logits, axis=-1)
+            return special.expit(logits)
+        return special.softmax(logits, axis=-1)
 
     # Scores and files.
 
@@ -383,6 +384,8 @@ class Classification:
         """The confusion matrix of single labels, the scatter of one number; else None."""
         if any(example.label is None for example in examples):
             return None
+        from bert_jax.tasks import plots
+
         gold = [example.label for example in examples]
         if self.kind == "single":
             return plots.confusion(path, self.labels, gold, predictions)

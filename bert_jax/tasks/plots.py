@@ -1,17 +1,13 @@
-"""Pictures of what a task gets wrong."""
+"""Pictures of what a task gets wrong. Imported late: matplotlib takes as long as a third of JAX."""
 
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
 from matplotlib import font_manager
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from bert_jax.tasks.squad_score import SCORERS, threshold_curve
@@ -34,7 +30,8 @@ def confusion(
     counts = np.array([[pairs[g, p] for p in labels] for g in labels])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 2.2 + 0.9 * len(labels)
-    figure, axes = plt.subplots(figsize=(size, size))
+    figure = Figure(figsize=(size, size))
+    axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, place), share in np.ndenumerate(shares):
         colour = "white" if share > 0.5 else "black"
@@ -48,7 +45,8 @@ def confusion(
 
 def scatter(path: Path, gold: Sequence, predicted: Sequence) -> Path:
     """Predicted over gold numbers, with the line where they agree."""
-    figure, axes = plt.subplots(figsize=(4.5, 4.5))
+    figure = Figure(figsize=(4.5, 4.5))
+    axes = figure.subplots()
     axes.scatter(gold, predicted, s=6, alpha=0.4)
     low, high = float(np.min(gold)), float(np.max(gold))
     axes.plot((low, high), (low, high), color="grey", linewidth=1)
@@ -62,7 +60,8 @@ def threshold_curves(
     odds: np.ndarray, threshold: float,
 ) -> Path:  # fmt: skip
     """F1 and exact match against the threshold, all and by kind; scores float64[N, 2]."""
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
     everything = np.ones(len(odds), bool)
     lines = {
         "F1": (1, everything, "C0-"),
@@ -88,7 +87,8 @@ def f1_by_length(path: Path, golds: Sequence[Sequence[str]], f1: np.ndarray, sco
     edges = [0, 1, 2, 3, 4, 6, 8, 12, 16]
     names = ["0", "1", "2", "3", "4-5", "6-7", "8-11", "12-15", "16+"]
     places = np.searchsorted(edges, lengths, side="right") - 1
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
     for place in np.unique(places):
         rows = places == place
         bar = axes.bar(names[place], f1[rows].mean(), color="C0")
@@ -98,7 +98,7 @@ def f1_by_length(path: Path, golds: Sequence[Sequence[str]], f1: np.ndarray, sco
     return _save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     installed = {font.name for font in font_manager.fontManager.ttflist}
@@ -108,5 +108,4 @@ def _save(figure: Any, path: Path) -> Path:
             text.set_fontfamily([name for name in _FONTS if name in installed])
         figure.tight_layout()
         figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
     return temporary.replace(path)

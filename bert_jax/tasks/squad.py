@@ -23,7 +23,7 @@ from bert_jax.errors import UserError
 from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Span
-from bert_jax.tasks import plots, squad_score
+from bert_jax.tasks import squad_score
 from bert_jax.tasks.base import Feature, Source, file_of
 from bert_jax.tasks.rows import read_tfds
 from bert_jax.tasks.squad_read import Question, from_tfds, load_json, questions, read_json
@@ -333,6 +333,8 @@ class Answering:
 
     def plot(self, path: Path, examples: Sequence[Question], predictions: Sequence[Answer]) -> Path:
         """Scores against the threshold where there can be no answer, else F1 by answer length."""
+        from bert_jax.tasks import plots  # late: a start does without
+
         if self.unanswerable and all(p.null_odds is not None for p in predictions):
             parts = self._null_scores(examples, predictions)
             return plots.threshold_curves(path, *parts, self.threshold)

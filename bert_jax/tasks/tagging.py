@@ -19,7 +19,7 @@ from bert_jax.errors import UserError
 from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Tag
-from bert_jax.tasks import conll, plots, rows
+from bert_jax.tasks import conll, rows
 from bert_jax.tasks.base import Feature, Source, file_of
 from bert_jax.tasks.conll import Sentence
 
@@ -234,6 +234,8 @@ class Tagging:
         """Gold types against those predicted for the same spans; "none": spurious, or missed."""
         if any(example.tags is None for example in examples):
             return None
+        from bert_jax.tasks import plots  # late: a start does without
+
         pairs = []
         for sides in zip(*self._scored(examples, predictions), strict=True):
             true, found = ({tuple(span): kind for kind, *span in conll.chunks(s)} for s in sides)
