@@ -28,7 +28,8 @@ _LEAST = {  # whole numbers
     "model.layers": 1, "model.width": 1, "model.heads": 1, "model.head_width": 0,
     "model.feed_forward": 0, "model.max_positions": 1,
     "masking.max_predictions": 0, "masking.dupe_factor": 0,
-    "max_length": 4, "train_examples": 0, "reinit_layers": 0, "bilstm": 0, "bilstm_width": 2,
+    "eval_every": 0, "max_length": 4, "train_examples": 0, "reinit_layers": 0, "bilstm": 0,
+    "bilstm_width": 2,
 }  # fmt: skip
 _POSITIVE = {"epochs", "learning_rate"}
 _SHARES = {
@@ -112,6 +113,8 @@ def _check_pretraining(config: Any) -> None:
         raise UserError("masking.mask_share and masking.random_share are over 1 together")
     if config.nsp and (config.model.causal or not config.pairs):
         raise UserError("nsp=true needs pairs=true and model.causal=false")
+    if config.eval_every < 1:
+        raise UserError(f"eval_every={config.eval_every} must be at least 1")
     longest = config.seq_length
     if config.short_phase.share:
         longest = max(longest, config.short_phase.seq_length)

@@ -50,9 +50,15 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except RuntimeError as error:
         from bert_jax import distributed  # imports JAX, which not every entry needs
 
+        first_line = (str(error).strip() or "unknown").splitlines()[0][:200]
+        if "RESOURCE_EXHAUSTED" in first_line:
+            _exit(
+                f"error: the device has too little memory ({first_line}); lower batch_size or the "
+                "length, or raise accumulation",
+                2,
+            )
         if not distributed.lost_a_process(error):
             raise
-        first_line = str(error).strip().splitlines()[0][:200]
         _exit(
             f"error: another process of this run is gone ({first_line}); start all of them again: "
             "they go on from the last checkpoint",

@@ -46,7 +46,7 @@ _HEADS = {"classifier", "span_head", "tag_head", "choice_head"}
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if CONFIG.value is None or not WORKDIR.value:
+    if CONFIG.value is None or "custom" not in CONFIG.value or not WORKDIR.value:
         raise errors.UserError(
             "both --config=configs/finetune.py:task=... and --workdir=FOLDER are needed"
         )
@@ -70,8 +70,11 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     objective = task.objective(Body(encoder, config.features, config.bilstm, config.bilstm_width))
     tokenizer, longest = model.tokenizer, config.max_length
     featurise = functools.partial(_featurise, task, tokenizer, longest, encoder.max_positions)
-    features, dev = featurise("train", examples["train"]), featurise("dev", examples["dev"])
-    phase = build_phase(config, encoder, features, tokenizer)
+    # All now, and a score of each dev split: what is wrong with a file is told before training.
+    features = {split: featurise(split, some) for split, some in examples.items()}
+    for some in (examples[split] for split in examples if split.startswith("dev")):
+        task.score(some, task.baseline(examples["train"], some))
+    phase = build_phase(config, encoder, features["train"], tokenizer)
     trainer = train.build_trainer(
         config, sharding.make_mesh(config.mesh), phase.stop, objective, next(phase.batches(0, 1)),
         frozen=["encoder"] if config.features else (),
@@ -81,7 +84,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     described = config.to_dict() | {
         "model": dict(model.model),
         "steps": phase.stop,
-        "train_features": _fingerprint(features),  # the order of batches is made of them
+        "train_features": _fingerprint(features["train"]),  # the order of batches is made of them
     }
     prepare_workdir(
         workdir, described, MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
@@ -93,15 +96,15 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     predict = trainer.jit(objective.predict)
 
-    def predictions(params: Any, examples: Sequence[Any], features: Sequence[Feature]) -> list[Any]:
+    def predictions(params: Any, split: str) -> list[Any]:
         outputs = run_features(
             lambda batch: predict(params, trainer.put(batch, config.batch_size)),
-            features, tokenizer.pad_id, longest, config.batch_size,
+            features[split], tokenizer.pad_id, longest, config.batch_size,
         )  # fmt: skip
-        return task.decode(examples, features, outputs)
+        return task.decode(examples[split], features[split], outputs)
 
     def evaluate(params: Any, phase: train.Phase) -> dict[str, float]:
-        return task.score(examples["dev"], predictions(params, examples["dev"], dev))
+        return task.score(examples["dev"], predictions(params, "dev"))
 
     every = config.eval_every or max(1, round(phase.stop / max(config.epochs, 1)))
     schedule = train.Schedule(
@@ -112,24 +115,21 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     facts = {
         "steps": phase.stop,
         "train_examples": len(examples["train"]),
-        "train_features": len(features),
+        "train_features": len(features["train"]),
         "max_length": longest,
         "parameters": sum(x.size for x in jax.tree.leaves(best)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "padding": buckets.padding(
-            [f.arrays for f in features], config.batch_size, config.seed, phase.stop, longest
+            [f.arrays for f in features["train"]],
+            config.batch_size,
+            config.seed,
+            phase.stop,
+            longest,
         ),
     }
 
-    predicted = {
-        split: predictions(best, some, dev if split == "dev" else featurise(split, some))
-        for split, some in examples.items()
-        if split != "train"
-    }
-    if distributed.is_main():
-        write_results(workdir, workdir, task, examples, predicted, facts)
-    distributed.wait_for_all("the results are written")
-    return json.loads((workdir / "results.json").read_text())
+    predicted = {split: predictions(best, split) for split in examples if split != "train"}
+    return _write(workdir, workdir, task, examples, predicted, facts)
 
 
 def _featurise(
@@ -167,7 +167,15 @@ def apply_model(config: Any, workdir: Path) -> dict[str, Any]:
     predicted = {
         split: model.predict(some, batch_size=config.batch_size) for split, some in examples.items()
     }
-    return write_results(workdir, workdir / config.mode, task, examples, predicted, {})
+    return _write(workdir, workdir / config.mode, task, examples, predicted, {})
+
+
+def _write(workdir: Path, folder: Path, *what: Any) -> dict[str, Any]:
+    """`write_results` by one process; what is in `results.json` on all."""
+    if distributed.is_main():
+        write_results(workdir, folder, *what)
+    distributed.wait_for_all("the results are written")
+    return json.loads((folder / "results.json").read_text())
 
 
 def build_task(config: Any) -> Task:
@@ -198,7 +206,11 @@ def read_splits(task: Task, config: Any) -> Examples:
     }
     empty = [split for split, found in examples.items() if not found]
     where = config.data or ", ".join(files.values())
-    missed = {split: f" (looked for {', '.join(names)})" for split, names in source.missed.items()}
+    missed = {
+        split: f" (looked for {', '.join(names)})"
+        for split, names in source.missed.items()
+        if names
+    }
     if empty:
         raise errors.UserError(f"{where}: the {empty[0]} split of {task.name} is empty")
     if config.mode != "train":
@@ -238,6 +250,15 @@ def open_initial(config: Any) -> weights.Pretrained:
         distributed.say(note)
     rates = {"hidden_dropout": config.dropout, "attention_dropout": config.dropout}
     model = dataclasses.replace(model, model={**model.model, **rates})
+    if config.reinit_layers > model.model["layers"]:
+        raise errors.UserError(
+            f"reinit_layers={config.reinit_layers} is over the {model.model['layers']} layers of "
+            f"{config.init_from}"
+        )
+    if config.reinit_layers and config.features:
+        raise errors.UserError(
+            f"with features={config.features} the encoder stays as it is: reinit_layers must be 0"
+        )
     positions = model.model["max_positions"]
     if config.max_length > positions:
         raise errors.UserError(

@@ -45,7 +45,7 @@ MAY_CHANGE = (
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if CONFIG.value is None or not WORKDIR.value:
+    if CONFIG.value is None or "masking" not in CONFIG.value or not WORKDIR.value:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
     memory.keep_freed_memory()
     distributed.initialize()

@@ -36,7 +36,7 @@ _BEAM_OPTIONS = flags.DEFINE_string(
 def main(argv: Sequence[str]) -> None:
     """The command."""
     del argv
-    if CONFIG.value is None or not _OUT.value:
+    if CONFIG.value is None or "source" not in CONFIG.value or not _OUT.value:
         raise UserError("give --config=configs/prepare.py and --out=FOLDER")
     if _BEAM_OPTIONS.value and not _RUNNER.value:
         raise UserError("--beam_options needs --runner")

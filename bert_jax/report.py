@@ -95,7 +95,8 @@ def fill_mask_examples(
     tokenizer = corpus.tokenizer
     model = inference.Model(objective.encoder, params, tokenizer)
     examples = []
-    for tokens, place in _maskable(corpus.splits["held_out"], tokenizer):
+    longest = min(40, objective.encoder.max_positions - 2)
+    for tokens, place in _maskable(corpus.splits["held_out"], tokenizer, longest):
         mask = tokenizer.tokens[tokenizer.mask_id]
         before = tokenizer.decode(tokens[:place].tolist())
         after = tokenizer.decode(tokens[place + 1 :].tolist())
@@ -111,10 +112,10 @@ def fill_mask_examples(
     return examples
 
 
-def _maskable(split: Split, tokenizer: Tokenizer) -> list[tuple[np.ndarray, int]]:
-    """Sentences of 12-40 tokens, spread over the split, and a whole word of each."""
+def _maskable(split: Split, tokenizer: Tokenizer, longest: int) -> list[tuple[np.ndarray, int]]:
+    """Sentences of 12 tokens to `longest`, spread over the split, and a whole word of each."""
     lengths = np.asarray(split.sentence_lengths)
-    fitting = np.flatnonzero((lengths >= 12) & (lengths <= 40))
+    fitting = np.flatnonzero((lengths >= 12) & (lengths <= longest))
     found: list[tuple[np.ndarray, int]] = []
     # 40 candidates at even distances give the same five sentences every time.
     for sentence in fitting[np.linspace(0, len(fitting) - 1, min(40, len(fitting))).astype(int)]:

@@ -13,6 +13,7 @@ from absl import flags
 
 from bert_jax import errors, tasks
 from bert_jax.tasks.base import Source
+from bert_jax.weights import read_json
 
 _TASK = flags.DEFINE_string("task", None, "A task's name, or the task.json of a fine-tuned model.")
 _GOLD = flags.DEFINE_string("gold", None, "The official file with the right answers.")
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         path = Path(_TASK.value)
         if not path.is_file():
             raise errors.UserError(f"{path} does not exist")
-        task = tasks.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        task = tasks.from_dict(read_json(path))
     else:
         task = tasks.get_task(_TASK.value)
     examples = task.read(Source(files={"dev": _GOLD.value}), "dev")

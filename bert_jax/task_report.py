@@ -34,14 +34,15 @@ def write_results(
     Returns: what is in `results.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(task, Answering) and task.unanswerable and "train" in examples:
+        tuned = task.tuned(examples["dev"], predicted["dev"])
+        predicted = {split: tuned.with_threshold(some) for split, some in predicted.items()}
+        task = tuned
+        write_task(workdir, task)
     scores, baselines = {}, {}
     for split, predictions in predicted.items():
         some = examples[split]
         if split.startswith("dev"):
-            if isinstance(task, Answering) and task.unanswerable and "train" in examples:
-                task = task.tuned(some, predictions)
-                predictions = task.with_threshold(predictions)
-                write_task(workdir, task)
             scores[split] = task.score(some, predictions)
             if "train" in examples:
                 guessed = task.baseline(examples["train"], some)

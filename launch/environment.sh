@@ -2,14 +2,14 @@
 # Makes .venv with the given requirements file, if that is not done yet, and activates it.
 # Sourced by the other scripts from the repository's root: source launch/environment.sh FILE
 requirements=$1
-if [ ! -x .venv/bin/python ]; then
+if [ ! -f .venv/bin/activate ]; then  # the last thing that venv writes
   for candidate in python3.13 python3.12 python3.11 python3; do
     if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      "$candidate" -m venv .venv
+      "$candidate" -m venv --clear .venv
       break
     fi
   done
-  [ -x .venv/bin/python ] || { echo "error: Python 3.11 or later (with venv) is needed" >&2; exit 2; }
+  [ -f .venv/bin/activate ] || { echo "error: Python 3.11 or later (with venv) is needed" >&2; exit 2; }
 fi
 # shellcheck disable=SC1091  # made above
 source .venv/bin/activate

@@ -41,7 +41,7 @@ _MAY_CHANGE = [n for n in finetune.MAY_CHANGE if n not in ("init_from", "data", 
 def main(argv: Sequence[str]) -> None:
     del argv
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
-    if config is None or not workdir:
+    if config is None or "custom" not in config or not workdir:
         raise errors.UserError("--config=configs/finetune.py:task=... and --workdir are needed")
     check_grid(config, _GRID.value)
     folder = Path(workdir)

@@ -1,7 +1,10 @@
 """The shipped config: it builds in every variant, at full size, and every field of it is read."""
 
 import itertools
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -214,3 +217,23 @@ def test_fields_are_locked():
             config.update_from_flattened_dict(change)
     with pytest.raises(TypeError):
         config.batch_size = "many"
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "needed"),
+    [
+        ("bert_jax.main", "finetune.py:task=mrpc", "configs/pretrain.py"),
+        ("bert_jax.finetune", "pretrain.py", "configs/finetune.py"),
+        ("bert_jax.prepare", "pretrain.py", "configs/prepare.py"),
+    ],
+)
+def test_the_config_of_another_command_is_told(tmp_path, command, given, needed):
+    root = Path(__file__).resolve().parents[1]
+    words = [f"--config=configs/{given}", f"--{'out' if 'prepare' in command else 'workdir'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", command, *words, str(tmp_path / "new")], cwd=root,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and needed in done.stderr
+    assert not (tmp_path / "new").exists()

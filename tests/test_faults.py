@@ -120,6 +120,19 @@ def test_an_error_of_the_system_is_one_line(code):
     assert found.stderr.count("\n") == 1
 
 
+def test_too_little_memory_of_a_device_is_one_line():
+    program = (
+        "import jax.numpy as jnp; from bert_jax import errors\n"
+        "def main(argv): jnp.zeros((2**46,)).block_until_ready()\n"
+        "errors.run(main)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.returncode == 2, found.stderr
+    message = found.stderr.splitlines()[-1]
+    assert message.startswith("error: the device has too little memory (RESOURCE_EXHAUSTED")
+    assert "lower batch_size" in message and "Traceback" not in found.stderr
+
+
 def test_an_error_ends_the_process_whatever_threads_are_left():
     """Orbax leaves some that wait for minutes when a checkpoint could not be written."""
     program = (

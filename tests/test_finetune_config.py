@@ -1,10 +1,11 @@
 """The config of fine-tuning: the paper's settings, every field read, mistakes told at once."""
 
 import re
+import shutil
 import types
 
 import pytest
-from tiny_tasks import make_config
+from tiny_tasks import make_config, settings
 
 from bert_jax import finetune, tasks
 from bert_jax.errors import UserError
@@ -90,6 +91,8 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
         ({"features": "first"}, "first"),
         ({"add_tokens": "nowhere.txt"}, "nowhere.txt does not exist"),
         ({"task": "sst"}, "task 'sst' is unknown; known: cola, sst2"),
+        ({"reinit_layers": 3}, "reinit_layers=3 is over the 2 layers"),
+        ({"reinit_layers": 1, "features": "last"}, "reinit_layers must be 0"),
         ({"epochs": 0.0}, "epochs=0"),
         ({"learning_rate": -1.0}, "learning_rate=-1"),
         ({"dropout": 1.0}, "dropout=1"),
@@ -124,3 +127,14 @@ def test_a_label_that_training_never_saw_is_told(trained, data, tmp_path):
     config = make_config(trained, data=str(data / "classification"), dev=str(dev))
     with pytest.raises(UserError, match=r"dev\.tsv:3: .*horses"):
         finetune.finetune(config, tmp_path / "run")
+
+
+def test_dev_data_without_tags_is_told_before_training(trained, data, tmp_path):
+    folder = shutil.copytree(data / "tagging", tmp_path / "data")
+    lines = (folder / "dev.txt").read_text().split("\n")
+    (folder / "dev.txt").write_text("\n".join(line.split()[0] if line else "" for line in lines))
+    changes = settings(data, "tagging") | {"data": str(folder)}
+    config = make_config(trained, "task=custom,family=tagging", **changes)
+    with pytest.raises(UserError, match="without gold tags"):
+        finetune.finetune(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -58,6 +58,7 @@ MISTAKES = {
     "no rows": ({"batch_size": 0}, "batch_size"),
     "no pieces": ({"accumulation": 0}, "accumulation"),
     "never logged": ({"log_every": 0}, "log_every"),
+    "never evaluated": ({"eval_every": 0}, "eval_every=0 must be at least 1"),
     "never saved": ({"checkpoint_every": 0}, "checkpoint_every"),
     "nothing kept": ({"keep_checkpoints": 0}, "keep_checkpoints"),
     "no heads": ({"model.heads": 0}, "heads"),

@@ -36,6 +36,7 @@ def test_the_command_says_errors_in_one_line(tmp_path):
         ({"held_out": 0.0}, "held_out=0.0 is not a share"),
         ({"vocab_size": 10}, "vocab_size=10 is too small"),
         ({"input": ""}, "needs an input"),
+        ({"source": "pydocs"}, "source=pydocs reads the installed packages, not"),
         ({"vocab": "nowhere/vocab.txt"}, "vocabulary nowhere/vocab.txt does not exist"),
         ({"source": "tfds", "input": "no_such_data_set/1"}, "no_such_data_set"),
     ],

@@ -10,6 +10,7 @@ from data_packs import pack
 from bert_jax import tasks
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.task_report import write_results
 from bert_jax.tasks import squad
 from bert_jax.tasks.base import Source, hold_out
 from bert_jax.tasks.squad import Answer, Answering
@@ -304,3 +305,21 @@ def test_real_questions(tmp_path):
     from_file = tuned.score(some, tuned.read_predictions(paths[0], some))
     assert from_file == tuned.score(some, tuned.with_threshold(answers))
     assert tuned.plot(tmp_path / "threshold.png", some, answers).stat().st_size > 10_000
+
+
+def test_test_predictions_are_decided_by_the_tuned_threshold(tmp_path, monkeypatch):
+    """The one of the best F1 on dev, whatever the order of the splits."""
+    some = [Question(str(i), "q", "c", (("yes", 0),)) for i in range(2)]
+    answers = [Answer("", (("yes", 1.0, 0.0, 0.0),), odds) for odds in (2.0, 2.5)]
+    hidden = [Question("t", "q", "c", ())]
+    answer = [Answer("", (("Rome", 1.0, 0.0, 0.0),), 2.0)]
+    monkeypatch.setattr("bert_jax.task_report.read_metrics", lambda workdir: [])
+    monkeypatch.setattr("bert_jax.task_report.plot_curves", lambda *arguments: None)
+    monkeypatch.setattr("bert_jax.task_report.goodput.shares", lambda workdir: {})
+    write_results(
+        tmp_path, tmp_path, SQUAD2, {"train": some, "test": hidden, "dev": some},
+        {"test": answer, "dev": answers}, {},
+    )  # fmt: skip
+    written = json.loads((tmp_path / "predictions" / "test_predictions.json").read_text())
+    assert written == {"t": "Rome"}
+    assert json.loads((tmp_path / "task.json").read_text())["threshold"] == 2.5

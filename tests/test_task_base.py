@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from text_tasks import TOKENIZER, WORDS
 
+from bert_jax import tasks
 from bert_jax.errors import UserError
 from bert_jax.tasks.base import encode_pairs, hold_out
 from bert_jax.tasks.classification import TextExample
@@ -62,3 +63,9 @@ def test_same_first_texts_stay_on_one_side():
     assert not {e.texts[0] for e in train} & {e.texts[0] for e in dev}
     with pytest.raises(UserError, match=r"^f: dev_share=0.2 leaves no examples on one side"):
         hold_out(examples[:3], 0.2)
+
+
+@pytest.mark.parametrize("values", [{"seed": 0}, {"family": "choice", "poetry": 1}])
+def test_what_is_no_row_of_a_task_is_told(values):
+    with pytest.raises(UserError, match=r"not the task\.json of a fine-tuned model"):
+        tasks.from_dict(values)

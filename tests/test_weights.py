@@ -214,3 +214,10 @@ def test_pretraining_starts_from_a_hugging_face_folder(corpus, run, tmp_path, ca
     save_model(tmp_path / "headless", dataclasses.replace(model, params=headless))
     with pytest.raises(UserError, match="lacks mlm_head, nsp_head"):
         start(tmp_path / "headless")
+
+
+def test_a_start_that_was_killed_early_can_be_repeated(corpus, tmp_path):
+    (tmp_path / "task.json.tmp").write_text("{")
+    (tmp_path / "tokenizer.tmp").mkdir()
+    prepare_workdir(tmp_path, {"seed": 0}, (), corpus.tokenizer)
+    assert (tmp_path / "config.json").exists()

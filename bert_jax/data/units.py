@@ -55,6 +55,11 @@ def find_files(patterns: str, source: str) -> list[tuple[str, str]]:
         kind, colon, pattern = item.partition(":")
         if not colon or kind not in (*SOURCES, "pydocs", "tfds"):
             kind, pattern = source, item
+        if kind == "pydocs" and pattern not in ("", "pydocs"):
+            raise UserError(
+                f"source=pydocs reads the installed packages, not {pattern!r}: say what the files "
+                "are, as in --config=configs/prepare.py:source=text (wikiextractor, book)"
+            )
         if kind in ("pydocs", "tfds"):
             found[pattern or kind] = kind
             continue

@@ -52,10 +52,16 @@ def to_dict(task: Any) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Task:
-    """The row that `to_dict` gave."""
+    """The row that `to_dict` gave.
+
+    Raises: UserError: the values are not those of a task.
+    """
 
     def frozen(value: Any) -> Any:  # JSON knows no tuples
         return tuple(map(frozen, value)) if isinstance(value, list) else value
 
     fields = {name: frozen(value) for name, value in values.items() if name != "family"}
-    return FAMILIES[values["family"]](**fields)
+    try:
+        return FAMILIES[values["family"]](**fields)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"not the task.json of a fine-tuned model: {error!r}") from error

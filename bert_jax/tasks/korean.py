@@ -1,5 +1,8 @@
 """Korean texts and pairs: NSMC, KLUE NLI and STS (Park et al. 2021), KorNLI and KorSTS (Ham et al.
-2020), from the original files."""
+2020), from the original files.
+
+Where these have no test split, one can be given (`--config.test=FILE`).
+"""
 
 from bert_jax.tasks.classification import Classification
 
@@ -10,7 +13,7 @@ _NLI = ("contradiction", "entailment", "neutral")
 TASKS = (
     Classification(
         name="nsmc",
-        files=(("train", "ratings_train.txt"), ("dev", "ratings_test.txt")),
+        files=(("train", "ratings_train.txt"), ("dev", "ratings_test.txt"), ("test",)),
         texts=(("document",),),
         labels=("negative", "positive"),
         codes=("0", "1"),
@@ -21,6 +24,7 @@ TASKS = (
         files=(
             ("train", "klue-nli-v1.1_train.json"),
             ("dev", "klue-nli-v1.1_dev.json"),
+            ("test",),
         ),
         texts=_PREMISE,
         label=(("gold_label", "label"),),
@@ -31,6 +35,7 @@ TASKS = (
         files=(
             ("train", "klue-sts-v1.1_train.json"),
             ("dev", "klue-sts-v1.1_dev.json"),
+            ("test",),
         ),
         texts=_SENTENCES,
         label=(("labels.label",),),
