@@ -58,8 +58,10 @@ def prepare_workdir(
         check()
     elif workdir.exists():
         # What a start that was killed may have left.
-        begun = {"tokenizer", "tokenizer.tmp", "corpus.json", "task.json", "task.json.tmp"}
-        begun.add("config.json.tmp")
+        begun = {
+            "tokenizer", "tokenizer.tmp", "corpus.json", "task.json", "task.json.tmp",
+            "config.json.tmp",
+        }  # fmt: skip
         if {entry.name for entry in workdir.iterdir()} - begun:
             raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
     distributed.wait_for_all("the work directory is checked")
