@@ -81,14 +81,20 @@ def lost_a_process(error: Exception) -> bool:
 
 
 class StopRequest:
-    """A SIGTERM to any process, seen by all of them after the same step."""
+    """A SIGTERM or Ctrl-C to any process, seen by all of them after the same step.
+
+    A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self) -> None:
         self._received = False
-        self._before: Any = None
-        alone = jax.process_count() == 1  # else JAX's own handler passes the signal on
-        if alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._receive)
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if jax.process_count() == 1:  # else JAX's own handler passes the signal on
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._receive)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after this step; to be asked after every step."""
@@ -97,9 +103,15 @@ class StopRequest:
         return self._received
 
     def close(self) -> None:
-        """SIGTERM ends the process again, as before."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        """The signals end the process again, as before."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _receive(self, *_: Any) -> None:
         self._received = True
+
+    def _interrupt(self, *_: Any) -> None:
+        # Not print: a handler must not write to a stream that may be in the middle of a line.
+        os.write(2, b"\nstopping after this step, to save it; Ctrl-C again stops at once\n")
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,5 +1,6 @@
 """Errors meant for people, and the wrapper that every command-line entry runs in."""
 
+import functools
 import multiprocessing
 import os
 import re
@@ -26,22 +27,29 @@ class Restart(Exception):
     """This process cannot go on, but the same command can: what happened."""
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], arguments: bool = False) -> None:
     """Runs an entry's `main(argv)`; a `UserError` becomes one line on stderr and exit code 2.
 
     So does an error of the operating system: a full disk, a file that is not there or not allowed.
     `Stopped`, `Restart` and the loss of another process of the run become one line and
-    `RESTART_CODE`.
+    `RESTART_CODE`; Ctrl-C becomes one line and 130, as in a shell.
+
+    arguments: whether there may be some beside the flags.
     """
+    for flag in vars(sys.modules[main.__module__]).values():
+        if isinstance(flag, flags.FlagHolder):  # --help lists what the entry uses
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     # Progress of the libraries is not for users, and their errors reach us as exceptions.
     logging.set_verbosity(logging.FATAL)
     try:
-        app.run(main, flags_parser=_parse_flags)
+        app.run(main, flags_parser=functools.partial(_parse_flags, arguments=arguments))
     except UserError as error:
         _exit(f"error: {error}", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {where}{error.strerror or error}", 2)
+    except KeyboardInterrupt as interrupt:
+        _exit(str(interrupt) or "interrupted", 130)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(RESTART_CODE)
@@ -79,7 +87,7 @@ def _exit(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: Sequence[str], arguments: bool) -> list[str]:
     """Parses the flags; a wrong name, type or value of one is a `UserError`."""
     if any(arg.startswith("--config.") for arg in argv) and not any(
         arg == "--config" or arg.startswith("--config=") for arg in argv
@@ -104,6 +112,6 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise UserError(f"there is no setting {name} in the config. {hint}") from error
         message = " ".join(message.split())
         raise UserError(f"{message} (--help lists the flags)") from error
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest

@@ -215,7 +215,9 @@ def read_splits(task: Task, config: Any) -> Examples:
         raise errors.UserError(f"{where}: the {empty[0]} split of {task.name} is empty")
     if config.mode != "train":
         if not examples:
-            raise errors.UserError(f"{where} has no split of {task.name} to {config.mode}")
+            raise errors.UserError(
+                f"{where} has no split of {task.name} to {config.mode}{''.join(missed.values())}"
+            )
         return examples
     if "train" not in examples:
         raise errors.UserError(
@@ -320,7 +322,9 @@ def initial_params(
 
 def _same_labels(before: Mapping[str, Any] | None, task: Task) -> bool:
     now = json.loads(json.dumps(tasks.to_dict(task)))
-    names = ("family", "labels", "kind")
+    names = ["family", "labels", "kind"]
+    if now.get("kind") == "numbers":
+        names.append("label")  # the columns are what the outputs mean
     return before is not None and all(before.get(name) == now.get(name) for name in names)
 
 

@@ -7,7 +7,6 @@ A killed run goes on where it stopped when started again. See configs/prepare.py
 and bert_jax/data/corpus.py for what is written. --runner makes the same corpus on many machines.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,9 +42,8 @@ def main(argv: Sequence[str]) -> None:
     beam = Beam(_RUNNER.value, _BEAM_OPTIONS.value) if _RUNNER.value else None
     try:
         prepare(CONFIG.value, Path(_OUT.value), beam=beam)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on from here") from interrupt
 
 
 if __name__ == "__main__":

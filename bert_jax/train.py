@@ -226,7 +226,7 @@ def run(
     evaluate: the held-out metrics of parameters; by default the objective's means.
     Returns: the final state and the final held-out metrics.
     Raises: UserError when the loss or the gradient is no longer finite; Stopped, saved, after a
-      SIGTERM to any process.
+      SIGTERM or Ctrl-C to any process.
     """
     ledger = goodput.Ledger()
     with ledger.spending("starting"):

@@ -70,7 +70,8 @@ def open_model(path: str | Path) -> Pretrained:
     if not (path / "config.json").exists():
         raise UserError(
             f"{path} is not a model: it has neither the config.json of a run or of Hugging Face "
-            "nor the bert_config.json of a TF1 release"
+            "nor the bert_config.json of a TF1 release (one of the Hugging Face hub is downloaded "
+            "with hf download NAME --local-dir FOLDER)"
         )
     config = read_json(path / "config.json")
     if "model" not in config:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from bert_jax import distributed
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -20,18 +22,24 @@ def check_same(
     may_change: fields that may differ. whole: if not, so may those that `config` does not have.
     Raises: UserError, listing what differs.
     """
-    before = json.loads((workdir / "config.json").read_text())
-    now = json.loads(json.dumps(config))
+    before = _flat(json.loads((workdir / "config.json").read_text()))
+    now = _flat(json.loads(json.dumps(config)))
     changed = [
         f"{name} was {before.get(name)}, is {now.get(name)}"
         for name in sorted(before.keys() | now.keys() if whole else now.keys())
-        if before.get(name) != now.get(name) and name not in may_change
+        if before.get(name) != now.get(name) and name.split(".")[0] not in may_change
     ]
     if changed:
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"{workdir} holds a run with another config ({'; '.join(changed)}); "
+            f"{workdir} holds a run with another config ({'; '.join(changed[:5])}{more}); "
             "choose another --workdir"
         )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by dotted name, as they are set."""
+    return flatten_dict(config, sep=".", keep_empty_nodes=True)
 
 
 def prepare_workdir(

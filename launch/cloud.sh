@@ -110,6 +110,8 @@ check_paths() {
     case ${entry[i]} in
       *gs://"${BUCKET:-?}" | *gs://"${BUCKET:-?}"/*) entry[i]=${entry[i]//gs:\/\///gcs/} ;;
       *gs://*) fail "${entry[i]} is in a bucket that is not mounted; --bucket=NAME mounts one" ;;
+      --workdir=/*) ;;
+      --workdir=*) fail "${entry[i]} is on the disk of each worker; give gs://BUCKET/FOLDER" ;;
     esac
   done
 }

@@ -11,8 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags
+from absl import flags
 
+from bert_jax import errors
 from bert_jax.errors import UserError
 from bert_jax.tasks.glue import zip_submission
 
@@ -20,26 +21,20 @@ _OUT = flags.DEFINE_string("out", "glue.zip", "The zip file to write.")
 
 
 def main(argv: Sequence[str]) -> None:
-    try:
-        if len(argv) < 2:
-            raise UserError("name the work directories: --out=glue.zip runs/cola runs/mrpc ...")
-        given = [Path(name) for name in argv[1:]]
-        unknown = [str(folder) for folder in given if not folder.is_dir()]
-        if unknown:
-            raise UserError(f"not a folder: {', '.join(unknown)}")
-        # Both what training left and what mode=predict did, and the folders themselves.
-        nested = [Path("predictions"), Path("predict/predictions")]
-        folders = [folder / name for folder in given for name in (Path("."), *nested)]
-        missing = zip_submission(
-            [folder for folder in folders if folder.is_dir()], Path(_OUT.value)
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if len(argv) < 2:
+        raise UserError("name the work directories: --out=glue.zip runs/cola runs/mrpc ...")
+    given = [Path(name) for name in argv[1:]]
+    unknown = [str(folder) for folder in given if not folder.is_dir()]
+    if unknown:
+        raise UserError(f"not a folder: {', '.join(unknown)}")
+    # Both what training left and what mode=predict did, and the folders themselves.
+    nested = [Path("predictions"), Path("predict/predictions")]
+    folders = [folder / name for folder in given for name in (Path("."), *nested)]
+    missing = zip_submission([folder for folder in folders if folder.is_dir()], Path(_OUT.value))
     print(f"wrote {_OUT.value}")
     if missing:
         print(f"the leaderboard also wants {', '.join(missing)}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    errors.run(main, arguments=True)

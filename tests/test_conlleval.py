@@ -256,3 +256,9 @@ def test_klue_is_read_whole():
     different = [s for s in sentences if "".join(s.words) != texts[s.id]]
     # One sentence ends in a space that its header lacks.
     assert ["".join(s.words).removesuffix(" ") == texts[s.id] for s in different] == [True]
+
+
+def test_a_space_without_a_tag_is_a_character(tmp_path):
+    first, second = conll.read_sentences(_file(tmp_path, "a\n \nb\n\nc\n"), joined=True)
+    assert (first.words, second.words) == (("a", " ", "b"), ("c",))
+    assert len(conll.read_sentences(_file(tmp_path, "a\n \nb\n"))) == 2  # of words, a blank line

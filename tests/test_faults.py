@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from tiny_corpus import make_schedule, make_trainer, small_config
 
 from bert_jax import train
 from bert_jax.checkpoint import Checkpoints
-from bert_jax.errors import UserError
+from bert_jax.errors import Stopped, UserError
 from bert_jax.metrics import MetricsLog
 
 SETTINGS = {"steps": 24, "checkpoint_every": 4, "eval_every": 10, "log_every": 2}
@@ -105,6 +106,49 @@ def test_a_clock_that_is_set_back(corpus, undisturbed, tmp_path, monkeypatch):
     )
     assert_same(state, undisturbed)
     assert steps_of(tmp_path / "run") == [20, 24]  # the newest by step, not by time
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_saved_and_goes_on(corpus, undisturbed, tmp_path, number, capfd):
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it
+    try:
+        with pytest.raises(Stopped, match="stopped and saved at step 11; the same command goes on"):
+            run(corpus, tmp_path / "run", lambda: signal.raise_signal(number))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+    told = "Ctrl-C again stops at once" in capfd.readouterr().err
+    assert told == (number == signal.SIGINT)
+    assert steps_of(tmp_path / "run") == [8, 11]
+    assert_same(run(corpus, tmp_path / "run"), undisturbed)
+
+
+def test_a_second_interrupt_does_not_wait(corpus, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tmp_path / "run", twice)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert steps_of(tmp_path / "run") == [4, 8]
+
+
+def test_an_interrupt_is_one_line():
+    program = (
+        "import signal; from bert_jax import errors\n"
+        "def main(argv): signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(2, signal.default_int_handler)\n"
+        "errors.run(main)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])

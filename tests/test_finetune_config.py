@@ -121,6 +121,12 @@ def test_a_missing_dev_split_says_what_to_do(trained, data, tmp_path):
     assert 60 < counts["dev"] < 140
 
 
+def test_a_missing_test_split_names_the_files_looked_for(trained, tmp_path):
+    config = make_config(trained, mode="predict", data=str(tmp_path))
+    with pytest.raises(UserError, match=r"no split of custom to predict \(looked for test\.tsv, "):
+        finetune.read_splits(finetune.build_task(config), config)
+
+
 def test_a_label_that_training_never_saw_is_told(trained, data, tmp_path):
     dev = tmp_path / "dev.tsv"
     dev.write_text("text\tlabel\nthe ship sees\tships\nthe wolf leads\thorses\n")

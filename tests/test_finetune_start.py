@@ -1,13 +1,17 @@
 """Where fine-tuning starts: which weights are taken, new or frozen, and what the batches hold."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
 from tiny_tasks import bits, examples, make_config, run
 
-from bert_jax import finetune, weights
+from bert_jax import finetune, tasks, weights
 from bert_jax.checkpoint import Checkpoints, load_params
 from bert_jax.data import buckets
+from bert_jax.tasks.classification import Classification
 
 pytestmark = pytest.mark.usefixtures("on_first_device")
 
@@ -25,6 +29,20 @@ def test_the_encoder_is_that_of_init_from_and_the_head_is_new(trained, data, tmp
     assert bits(before["encoder"]) == bits(after["encoder"])
     assert bits(before["pooler"]) == bits(after["pooler"])
     assert set(after) == {"encoder", "pooler", "classifier"}
+
+
+def test_a_head_is_kept_where_its_outputs_mean_the_same():
+    def numbers(label):
+        return Classification.custom(label=label, kind="numbers")
+
+    before = json.loads(json.dumps(tasks.to_dict(numbers("ease,length"))))
+    assert finetune._same_labels(before, numbers("ease,length"))
+    assert not finetune._same_labels(before, numbers("length,ease"))
+    assert not finetune._same_labels(before, numbers("ease"))
+    named = dataclasses.replace(Classification.custom(label="topic"), labels=("a", "b"))
+    before = json.loads(json.dumps(tasks.to_dict(named)))
+    assert finetune._same_labels(before, dataclasses.replace(named, label=(("subject",),)))
+    assert not finetune._same_labels(before, dataclasses.replace(named, labels=("b", "a")))
 
 
 def test_from_scratch_takes_no_weights(trained, data, tmp_path):

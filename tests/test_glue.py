@@ -1,6 +1,8 @@
 """GLUE, SNLI and the Korean tasks: official files and metrics, the leaderboard's files and zip."""
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -277,3 +279,21 @@ def test_zip_submission_of_nothing_and_of_two(tmp_path):
         _submission(tmp_path / folder, "WNLI", 146)
     with pytest.raises(UserError, match=r"WNLI.tsv is there twice"):
         glue.zip_submission([tmp_path / "a", tmp_path / "b"], tmp_path / "out.zip")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the work directories"),
+        (["nowhere"], "not a folder: nowhere"),
+        (["--output=x.zip", "a"], "Unknown command line flag 'output' (--help lists the flags)"),
+    ],
+)
+def test_a_mistake_of_the_submission_is_one_line(tmp_path, arguments, message):
+    script = Path(glue.__file__).parents[2] / "launch" / "glue_submission.py"
+    found = subprocess.run(
+        [sys.executable, script, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
+    assert found.stderr.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []

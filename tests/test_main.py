@@ -92,8 +92,8 @@ MISTAKES = {
     "mistyped flag": ({"--wrkdir": "x"}, "wrkdir"),
     "a value without its flag": ({"more": ["8"]}, "unexpected argument '8'"),
     "another folder": ({"--workdir": "full"}, "full is not empty and holds no run"),
-    "other width": ({"--workdir": "run", "model.width": 32}, r"holds a run with another config .*"
-                    r"width.*choose another --workdir"),
+    "other width": ({"--workdir": "run", "model.width": 32}, r"holds a run with another config "
+                    r"\(model.width was 16, is 32\); choose another --workdir"),
     "other seed": ({"--workdir": "run", "seed": 1}, r"seed was 0, is 1"),
     "other corpus": ({"--workdir": "run"}, "run holds a run on another corpus than"),
 }  # fmt: skip
@@ -183,3 +183,11 @@ def test_the_real_command(corpus_path, tmp_path):
     assert re.fullmatch(r"error: .*batchsize.*\n", done.stderr)
     assert done.stdout == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_the_flags_of_the_entry():
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_jax.main", "--help"],
+        cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert re.findall(r"^  --(\w+):", done.stdout, re.MULTILINE) == ["config", "workdir"]

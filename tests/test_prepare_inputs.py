@@ -61,6 +61,10 @@ def test_empty_input_and_empty_splits(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match="no text"):
             prepare(text_config(path), tmp_path / "out", quiet=True)
+    path.write_text("One sentence.\nAnother one.\n")
+    with pytest.raises(UserError, match=r"a single document, .* a blank line ends a document"):
+        prepare(text_config(path), tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
     path.write_text(random_text(20))
     message = (
         r"the held-out split is empty: \d+ documents are too few for held_out=0.0001; raise it"

@@ -223,6 +223,7 @@ def test_a_corpus_with_a_space_is_one_folder(cloud):
         ("tpu_vm.sh", ["run", *VM, "--", "python", "a\nb"], "line break"),
         ("tpu_vm.sh", ["run", *VM, "--", "x", "--workdir=gs://b/r"], "--bucket=NAME mounts one"),
         ("tpu_vm.sh", ["run", *VM, "--bucket=b", "--", "--c=gs://bb/r"], "not mounted"),
+        ("tpu_vm.sh", ["create", *VM, "--", "x", "--workdir=runs/a"], "the disk of each worker"),
         ("tpu_vm.sh", ["run", *VM, "--bucket=b/runs", "--", "x"], "not the name of a bucket"),
         ("tpu_vm.sh", ["corpus", *VM, "--corpus=corpora/wiki"], "is not gs://BUCKET/FOLDER"),
         ("tpu_vm.sh", ["corpus", *VM], "--corpus=... is needed"),

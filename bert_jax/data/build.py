@@ -308,7 +308,15 @@ class _Run:
     def _check_counts(self, counts: dict[str, dict[str, Any]]) -> None:
         train, held_out = counts["train"]["documents"], counts["held_out"]["documents"]
         if not train + held_out:
-            self._fail("the input holds no text")
+            self._fail(
+                "the input holds no text (of wikiextractor, it is what stands between <doc ...> "
+                "and </doc>)"
+            )
+        if train + held_out == 1:
+            self._fail(
+                "the input is a single document, and one is needed to train on and another to "
+                "hold out; in source=text a blank line ends a document"
+            )
         if not train or not held_out:
             which = "held-out" if train else "train"
             self._fail(
@@ -318,6 +326,8 @@ class _Run:
 
     def _fail(self, message: str) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what else is in there stays
+            self.out.rmdir()
         raise UserError(message)
 
     def _say(self, message: str) -> None:

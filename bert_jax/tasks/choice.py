@@ -121,7 +121,7 @@ class Choice:
                 return names.index(text)
         raise UserError(
             f"{where}: the label {text!r} is neither one of {', '.join(self.labels)} "
-            "nor one of the endings"
+            "nor one of the endings (--config.custom.labels names your own)"
         )
 
     def fit(self, examples: Sequence[Question]) -> "Choice":

@@ -222,7 +222,11 @@ def _blocks(path: Path, headers: bool) -> Iterator[tuple[str, int, list[tuple[in
     name, document = "", 0
     block: list[tuple[int, list[str]]] = []
     for number, line in enumerate(itertools.chain(read_lines(path), [""]), 1):
-        line = line.rstrip("\r\n\t ")
+        line = line.rstrip("\r\n")
+        if headers and line == " ":  # a character of running text, without a tag
+            block.append((number, [line]))
+            continue
+        line = line.rstrip("\t ")
         if headers and line.startswith(_HEADER):
             name = line[len(_HEADER) :].split("\t")[0].strip()
             continue

@@ -100,7 +100,10 @@ def column(row: Row, *names: str) -> str:
         if name in fields:
             return fields[name]
     wanted, known = " or ".join(map(repr, names)), ", ".join(fields)
-    raise UserError(f"{where}: there is no column {wanted}; the columns are: {known}")
+    raise UserError(
+        f"{where}: there is no column {wanted}; the columns are: {known} (of task=custom, "
+        "--config.custom says what they are)"
+    )
 
 
 def number(where: str, text: str) -> float:
