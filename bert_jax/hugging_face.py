@@ -287,9 +287,10 @@ def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.n
         name = (config.get("architectures") or ["BertForPreTraining"])[0]
         raise UserError(
             f"{folder} has no model.safetensors, only {some(others)}; .bin and .pt files are "
-            "pickles, and opening one runs whatever code is in it. If you trust it, make a "
-            'model.safetensors where transformers and torch are: python -c "from transformers '
-            f"import {name} as M; M.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\""
+            "pickles, and opening one runs whatever code is in it. If you trust it, put a "
+            'model.safetensors beside it where transformers and torch are: python -c "from '
+            f"transformers import {name} as M; M.from_pretrained('{folder}').save_pretrained("
+            f"'{folder}')\""
         )
     for file in files:
         try:
