@@ -15,19 +15,18 @@ Seconds of wall time, medians, with their range.
 """
 
 import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.provenance import provenance
 from bert_jax import errors, plan, sharding, train
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.main import build_objective
@@ -107,9 +106,8 @@ def measure(loop: Loop, folder: str, repeats: int, steps: int) -> dict[str, list
     return found
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures one size."""
-    del argv
     loop = Loop(_SIZE.value)
     folder = tempfile.mkdtemp(dir=_FOLDER.value)
     try:
@@ -123,22 +121,15 @@ def main(argv: Sequence[str]) -> None:
         print(f"{kind:12} {medians[kind]:8.3f} s   {min(values):8.3f} .. {max(values):.3f}")
     allowed = medians["copy"] + 0.05 * medians["synchronous"]
     print(f"blocked / (copy + 5% of synchronous): {medians['blocked'] / allowed:.2f}")
-    print(
-        json.dumps(
-            {
-                "benchmark": "checkpoint",
-                "size": _SIZE.value,
-                "bytes": size,
-                "seconds": found,
-                "medians": medians,
-                "blocked_share": medians["blocked"] / allowed,
-                "device": jax.devices()[0].device_kind,
-                "cores": os.cpu_count(),
-                "machine": platform.processor() or platform.machine(),
-                "jax": jax.__version__,
-            }
-        )
-    )
+    facts = {
+        "size": _SIZE.value,
+        "bytes": size,
+        "seconds": found,
+        "medians": medians,
+        "blocked_share": medians["blocked"] / allowed,
+        "device": jax.devices()[0].device_kind,
+    }
+    print(json.dumps(provenance("checkpoint") | facts))
 
 
 if __name__ == "__main__":

@@ -10,21 +10,18 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 from tqdm import tqdm
 
+from benchmarks.provenance import provenance
 from bert_jax.errors import UserError
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each, after the first.", lower_bound=1)
@@ -133,31 +130,6 @@ def accelerator() -> dict[str, Any]:
         peak = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
         return {"device": device.device_kind, "device_peak": peak}
     return {"device": "", "device_peak": 0}
-
-
-def provenance(benchmark: str) -> dict[str, Any]:
-    """What a result must say about where it comes from."""
-    packages = ("jax", "jaxlib", "flax", "torch", "transformers", "libtpu")
-    versions = {}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {
-        "benchmark": benchmark,
-        "flags": sys.argv[1:],
-        "versions": versions,
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": _machine(),
-    }
-
-
-def _machine() -> str:
-    """The name of the processor, as far as the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def show(results: Mapping[str, Result], columns: Mapping[str, Callable[[Result], str]]) -> None:

@@ -155,9 +155,8 @@ def pytorch(job: Job) -> Turn:
     return turn
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures all contenders."""
-    del argv
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         write_model(model, _SIZE.value, _VOCAB.value, "embed")

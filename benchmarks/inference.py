@@ -13,7 +13,6 @@ at a time. What they find is compared as well. A table, and one JSON line.
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +103,8 @@ def take(file: str, count: int) -> tuple[str, ...]:
     return tuple(lines[place] for place in places)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures all contenders."""
-    del argv
     texts = take(_TEXTS.value, _COUNT.value)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")

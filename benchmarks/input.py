@@ -10,15 +10,13 @@ index, plans and first batch.
 
 import gc
 import json
-import os
-import platform
 import resource
 import time
-from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
+from benchmarks.provenance import provenance
 from bert_jax import errors
 from bert_jax.data.corpus import Split, open_corpus
 from bert_jax.data.instances import Instances
@@ -93,9 +91,8 @@ def rates(split: Split, seq_length: int, pairs: bool) -> dict[str, float]:
     }
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures pairs and blocks at 128 and 512."""
-    del argv
     split = open_corpus(_CORPUS.value).splits["train"]
     results = []
     for seq_length in (128, 512):
@@ -116,21 +113,15 @@ def main(argv: Sequence[str]) -> None:
         cells = (f"{x:.3f}" if isinstance(x, float) and x < 10 else x for x in result.values())
         cells = (f"{x:,.0f}" if isinstance(x, float | int) else x for x in cells)
         print("  ".join(f"{x:>{len(n)}}" for n, x in zip(names, cells, strict=True)))
-    print(
-        json.dumps(
-            {
-                "benchmark": "input",
-                "sentences": len(split.sentence_lengths),
-                "documents": len(split.document_ends),
-                "tokens": int(split.sentence_lengths.sum()),
-                "batch_size": _BATCH_SIZE.value,
-                "workers": _WORKERS.value,
-                "cores": os.cpu_count(),
-                "machine": platform.processor() or platform.machine(),
-                "results": results,
-            }
-        )
-    )
+    facts = {
+        "sentences": len(split.sentence_lengths),
+        "documents": len(split.document_ends),
+        "tokens": int(split.sentence_lengths.sum()),
+        "batch_size": _BATCH_SIZE.value,
+        "workers": _WORKERS.value,
+        "results": results,
+    }
+    print(json.dumps(provenance("input") | facts))
 
 
 if __name__ == "__main__":

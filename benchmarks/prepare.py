@@ -1,6 +1,6 @@
 """Speed of preparing a corpus beside the bare tokenizer on the same sentences, in one run.
 
-  python benchmarks/prepare.py --config=configs/prepare.py:source=wikiextractor \
+  python -m benchmarks.prepare --config=configs/prepare.py:source=wikiextractor \
       --config.input='enwiki/**' --config.vocab=vocab.txt
 
 Rates are MB of input per CPU second of one process: `tokenizer` is tokenizers.encode_batch_fast
@@ -13,20 +13,16 @@ import json
 import os
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from ml_collections import config_flags
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.provenance import provenance
 from bert_jax import errors
+from bert_jax.command_line import CONFIG
 from bert_jax.data import units
 from bert_jax.data.build import prepare
 from bert_jax.data.text import Reader
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings: configs/prepare.py[:ARG]")
 
 
 def _bare(unit, tokenizer) -> float:
@@ -50,10 +46,9 @@ def _cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
 
 
-def main(argv) -> None:
+def main() -> None:
     """Measures and prints a table and one JSON line."""
-    del argv
-    config = _CONFIG.value
+    config = CONFIG.value
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory() as folder:
         begin, cpu = time.perf_counter(), _cpu_seconds()
@@ -75,7 +70,7 @@ def main(argv) -> None:
         print(f"{name:12}{seconds:10.1f}{megabytes / seconds:12.2f}{bare / seconds:10.0%}")
     result = {f"{name}_mb_per_cpu_s": round(megabytes / s, 3) for name, s in rates.items()}
     result |= {"megabytes": round(megabytes, 1), "command_wall_s": round(wall, 1)}
-    print(json.dumps({"benchmark": "prepare", "input": config.input, **result}))
+    print(json.dumps(provenance("prepare") | result))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Each point is a process of its own, and those of a curve take turns: a busy mach
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -156,9 +155,8 @@ def plot(curves: dict[str, dict[str, Result]], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures all points, curve by curve."""
-    del argv
     if not OUTPUT.value:
         raise errors.UserError("--output=FILE.png is needed")
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,6 @@ table and one JSON line.
 
 import json
 import os
-import platform
 import resource
 import shlex
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmarks.provenance import provenance
 from bert_jax import errors
 
 _RUN = flags.DEFINE_string("run", None, "Flags of bert_jax.main.", required=True)
@@ -62,9 +62,8 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures pairs of starts."""
-    del argv
     words = shlex.split(_RUN.value)
     found: dict[str, list[tuple[float, float]]] = {"first": [], "second": []}
     for _ in range(_REPEATS.value):
@@ -81,19 +80,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name:6} start: {one['wall']:6.1f} s to the first step, {one['cpu']:6.1f} s of CPU")
     ratio = medians["second"]["wall"] / medians["first"]["wall"]
     print(f"second / first: {ratio:.2f}")
-    print(
-        json.dumps(
-            {
-                "benchmark": "startup",
-                "flags": words,
-                "seconds": found,
-                "medians": medians,
-                "ratio": ratio,
-                "cores": os.cpu_count(),
-                "machine": platform.processor() or platform.machine(),
-            }
-        )
-    )
+    facts = {"seconds": found, "medians": medians, "ratio": ratio}
+    print(json.dumps(provenance("startup") | facts))
 
 
 if __name__ == "__main__":

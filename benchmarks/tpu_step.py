@@ -41,8 +41,8 @@ import numpy as np
 import optax
 from absl import flags
 
-from benchmarks.contest import provenance
 from benchmarks.our_step import VOCAB_SIZE
+from benchmarks.provenance import provenance
 from bert_jax import errors, plan, sharding, tpu, train
 from bert_jax.command_line import CONFIG, TOPOLOGY
 from bert_jax.config import check_ranges
@@ -284,9 +284,8 @@ def report(name: str, lowered: Any, target: tpu.Slice, folder: str) -> dict[str,
     return result | {"unestimated": unestimated, "unknown_loops": program.unknown_loops}
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Compiles and counts."""
-    del argv
     jax.config.update("jax_platforms", "cpu")
     config = CONFIG.value or pretrain.get_config(f"size={_SIZE.value},seq={_SEQ_LENGTH.value}")
     if "masking" not in config:

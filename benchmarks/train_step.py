@@ -13,7 +13,6 @@ bf16 peak of the device.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 from absl import flags
 
@@ -71,9 +70,8 @@ def pytorch(shape: Shape, compiled: bool, tf32: bool) -> Turn:
     return turn
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures all contenders."""
-    del argv
     shape = Shape(_SIZE.value, _BATCH_SIZE.value, _SEQ_LENGTH.value, _STEPS.value, "float32")
     contenders = {}
     for dtype in _DTYPES.value:

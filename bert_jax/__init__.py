@@ -4,14 +4,15 @@ Map of the package, from the top down (imports go downwards only):
   main, prepare      entries: pre-train; raw text -> tokenised corpus with its vocabulary
   finetune, score    entries: fine-tune, evaluate, predict; official metrics of a prediction file
   features, convert  entries: frozen activations; weights in and out
-  plan, reproduce    entries: what a config costs on a TPU slice; a table or figure of the paper
-  report             (and task_report) what a run leaves behind for people
+  plan               entry: what a config costs on a TPU slice, by its compiler (`tpu`, `program`)
+  reproduce          entry: a table or figure of the paper, a row of `paper`; grids are in `grid`
+  report             (and task_report, reproduce_report, plan_text) what is left behind for people
   inference          (and task_inference) `load(path)` -> fill_mask, embed, classify, answer ...
   hugging_face, tf1  models of others <-> ours, by the table of names and layouts in `published`
   weights            a model as one thing, wherever it comes from
-  train              the one training loop
+  train              the one training loop; `goodput`: where its time went
   tasks              rows of four families: files -> features; outputs -> scores, official files
-  config, optim, sharding, checkpoint, metrics, workdir, command_line
+  config, optim, sharding, distributed, checkpoint, metrics, workdir, memory, command_line
   objectives         what is learnt: pure functions of (params, batch, key)
   models             layers, encoder, body of a task, heads, kernels for TPU
   data               text, tokenizer, corpus, instances by index, loader; buckets by length

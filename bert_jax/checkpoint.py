@@ -41,7 +41,10 @@ def fingerprint(state: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last, in `folder`: the newest, and the best scored one."""
+    """The checkpoints of one run, newest last, in `folder`.
+
+    There stay the newest, the best scored one, and those of every N steps.
+    """
 
     def __init__(self, folder: str | Path, keep: int = 2, every: int = 0, read_only: bool = False):
         """Opens `folder`, making it unless read_only.

@@ -20,7 +20,7 @@ SIZES = {
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
-_LEAST = {  # whole numbers
+_LEAST = {
     "steps": 1, "batch_size": 1, "accumulation": 1, "seq_length": 1, "short_phase.seq_length": 1,
     "short_phase.batch_size": 0, "short_phase.learning_rate": 0, "short_phase.warmup_steps": 0,
     "log_every": 1, "checkpoint_every": 1, "eval_instances": 1,
@@ -31,12 +31,12 @@ _LEAST = {  # whole numbers
     "eval_every": 0, "max_length": 4, "train_examples": 0, "reinit_layers": 0, "bilstm": 0,
     "bilstm_width": 2,
 }  # fmt: skip
-_POSITIVE = {"epochs", "learning_rate"}
-_SHARES = {
+_POSITIVE = ("epochs", "learning_rate")
+_SHARES = (
     "short_phase.share", "short_seq_prob", "masking.rate", "masking.mask_share",
     "masking.random_share", "model.hidden_dropout", "model.attention_dropout",
     "dropout", "dev_share",
-}  # fmt: skip
+)  # fmt: skip
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -93,13 +93,13 @@ def check_ranges(config: Any) -> None:
     }
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
-    for name in _LEAST.keys() & flat.keys():
-        if flat[name] < _LEAST[name]:
-            raise UserError(f"{name}={flat[name]} must be at least {_LEAST[name]}")
-    for name in _POSITIVE & flat.keys():
-        if flat[name] <= 0:
+    for name, least in _LEAST.items():
+        if flat.get(name, least) < least:
+            raise UserError(f"{name}={flat[name]} must be at least {least}")
+    for name in _POSITIVE:
+        if flat.get(name, 1) <= 0:
             raise UserError(f"{name}={flat[name]:g} must be above 0")
-    for name in _SHARES & flat.keys():
+    for name in filter(flat.__contains__, _SHARES):
         if not 0 <= flat[name] <= 1:
             raise UserError(f"{name}={flat[name]} must lie between 0 and 1")
         if name.endswith("dropout") and flat[name] == 1:
@@ -152,7 +152,8 @@ def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> Enc
     choose("model.activation", model["activation"], ACTIVATIONS)
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    choose("dtype", dtype, {"float32": 0, "bfloat16": 0, "auto": 0})
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype {dtype!r} is unknown; known: float32, bfloat16, auto")
     width, heads = model["width"], model["heads"]
     if not model["head_width"] and width % heads:
         raise UserError(f"model.width={width} does not divide by model.heads={heads}")

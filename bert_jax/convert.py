@@ -9,7 +9,6 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 from absl import flags
@@ -31,8 +30,7 @@ _ACTIVATION = flags.DEFINE_enum(
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     if not _SRC.value or not _DST.value:
         raise UserError("both --src=FOLDER and --dst=FOLDER are needed")
     if (_FROM.value, _TO.value) == ("run", "run") and not (_ADD_TOKENS.value or _ACTIVATION.value):

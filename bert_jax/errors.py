@@ -27,14 +27,14 @@ class Restart(Exception):
     """This process cannot go on, but the same command can: what happened."""
 
 
-def run(main: Callable[[Sequence[str]], None], arguments: bool = False) -> None:
-    """Runs an entry's `main(argv)`; a `UserError` becomes one line on stderr and exit code 2.
+def run(main: Callable[..., None], arguments: bool = False) -> None:
+    """Runs an entry's `main()`; a `UserError` becomes one line on stderr and exit code 2.
 
     So does an error of the operating system: a full disk, a file that is not there or not allowed.
     `Stopped`, `Restart` and the loss of another process of the run become one line and
     `RESTART_CODE`; Ctrl-C becomes one line and 130, as in a shell.
 
-    arguments: whether there may be some beside the flags.
+    arguments: there may be some beside the flags, and `main` is called with the list of them.
     """
     for flag in vars(sys.modules[main.__module__]).values():
         if isinstance(flag, flags.FlagHolder):  # --help lists what the entry uses
@@ -42,7 +42,10 @@ def run(main: Callable[[Sequence[str]], None], arguments: bool = False) -> None:
     # Progress of the libraries is not for users, and their errors reach us as exceptions.
     logging.set_verbosity(logging.FATAL)
     try:
-        app.run(main, flags_parser=functools.partial(_parse_flags, arguments=arguments))
+        app.run(
+            lambda argv: main(argv[1:]) if arguments else main(),
+            flags_parser=functools.partial(_parse_flags, arguments=arguments),
+        )
     except UserError as error:
         _exit(f"error: {error}", 2)
     except OSError as error:

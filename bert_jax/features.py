@@ -46,9 +46,7 @@ _MAX_LENGTH = flags.DEFINE_integer(
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    del argv
+def main() -> None:
     if not (_CHECKPOINT.value and _INPUT.value and OUTPUT.value):
         raise UserError("give --checkpoint=FOLDER, --input=FILE and --output=FILE.npz")
     memory.keep_freed_memory()

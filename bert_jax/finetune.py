@@ -35,17 +35,10 @@ from bert_jax.workdir import prepare_workdir
 MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
 )  # fmt: skip
-_CUSTOM = {  # settings of a custom task, by family
-    "classification": ("text", "pair", "label", "kind", "separator"),
-    "answering": ("unanswerable",),
-    "tagging": ("joined", "document_context"),
-    "choice": ("prompt", "endings", "label", "labels"),
-}
 _HEADS = {"classifier", "span_head", "tag_head", "choice_head"}
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     if CONFIG.value is None or "custom" not in CONFIG.value or not WORKDIR.value:
         raise errors.UserError(
             "both --config=configs/finetune.py:task=... and --workdir=FOLDER are needed"
@@ -180,9 +173,7 @@ def _write(workdir: Path, folder: Path, *what: Any) -> dict[str, Any]:
 
 def build_task(config: Any) -> Task:
     """The row of the config's task, not yet fitted."""
-    custom = config.custom.to_dict()
-    names = ("family", *_CUSTOM.get(custom["family"], ()))
-    return tasks.get_task(config.task, {name: custom[name] for name in names})
+    return tasks.get_task(config.task, config.custom.to_dict())
 
 
 def read_splits(task: Task, config: Any) -> Examples:

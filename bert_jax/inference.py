@@ -22,6 +22,7 @@ from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 from bert_jax.sharding import ahead
 from bert_jax.task_inference import TaskModel, Text, as_list, batch_limits
+from bert_jax.tasks.base import join_texts
 from bert_jax.weights import open_model
 
 
@@ -153,12 +154,4 @@ class Model(TaskModel):
         if not len(parts) < limit <= longest:
             raise UserError(f"max_length={limit} must lie between {len(parts) + 1} and {longest}")
         pieces = [self.tokenizer.encode(part, special=True) for part in parts]
-        while sum(map(len, pieces)) > limit - 1 - len(parts):
-            max(reversed(pieces), key=len).pop()  # the second where both are as long
-        tokens, segments = [self.tokenizer.cls_id], [0]
-        for segment, piece in enumerate(pieces):
-            tokens += [*piece, self.tokenizer.sep_id]
-            segments += [segment] * (len(piece) + 1)
-        return {"tokens": np.array(tokens, np.int32), "segments": np.array(segments, np.int32)}
-
-    # What it was fine-tuned for.
+        return join_texts(pieces, self.tokenizer, limit)

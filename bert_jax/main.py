@@ -10,7 +10,7 @@ order: the newest checkpoint of the work directory, `init_from`, scratch.
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     if CONFIG.value is None or "masking" not in CONFIG.value or not WORKDIR.value:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
     memory.keep_freed_memory()
@@ -55,7 +54,9 @@ def main(argv: Sequence[str]) -> None:
 def pretrain(config: Any, workdir: Path) -> None:
     """Trains to the end and reports, from wherever the work directory is."""
     check_ranges(config)
-    corpus = open_corpus(_required(config.corpus, "--config.corpus=FOLDER"))
+    if not config.corpus:
+        raise UserError("--config.corpus=FOLDER is needed")
+    corpus = open_corpus(config.corpus)
     objective = build_objective(config, corpus.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     phases = build_phases(config, corpus, objective, mesh)
@@ -220,12 +221,6 @@ def _prepare(config: Any, corpus: Corpus, workdir: Path) -> None:
 
     check = functools.partial(check_corpus, workdir, corpus.path)
     prepare_workdir(workdir, config.to_dict(), MAY_CHANGE, corpus.tokenizer, copy, check)
-
-
-def _required(value: str, flag: str) -> str:
-    if not value:
-        raise UserError(f"{flag} is needed")
-    return value
 
 
 if __name__ == "__main__":

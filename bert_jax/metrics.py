@@ -23,7 +23,8 @@ from tensorboardX import SummaryWriter  # noqa: E402
 if _hides_torch:
     del sys.modules["torch"]
 
-# Peak dense bf16 FLOP/s of a device, by a part of its `device_kind`; the published figures.
+# Peak dense bf16 FLOP/s of a device, by a part of its `device_kind`, the first that
+# fits; the published figures.
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,  # a core
     "TPU v3": 61.5e12,  # a core

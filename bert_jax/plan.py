@@ -31,7 +31,7 @@ import re
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,8 +58,7 @@ _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits."
 Plan = dict[str, Any]  # plain values; bytes and seconds, of one device where nothing else is said
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     if CONFIG.value is None or not TOPOLOGY.value:
         raise UserError("both --config=configs/pretrain.py:... and --topology=v5e:16x16 are needed")
     config = CONFIG.value

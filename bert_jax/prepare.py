@@ -7,7 +7,6 @@ A killed run goes on where it stopped when started again. See configs/prepare.py
 and bert_jax/data/corpus.py for what is written. --runner makes the same corpus on many machines.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -32,9 +31,7 @@ _BEAM_OPTIONS = flags.DEFINE_string(
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    del argv
+def main() -> None:
     if CONFIG.value is None or "source" not in CONFIG.value or not _OUT.value:
         raise UserError("give --config=configs/prepare.py and --out=FOLDER")
     if _BEAM_OPTIONS.value and not _RUNNER.value:

@@ -15,6 +15,7 @@ instead, and its chip-hours printed.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import io
 import json
 import shutil
@@ -68,8 +69,7 @@ class Job:
     may_change: Sequence[str] = ()
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     config = CONFIG.value
     if config is None or "pretraining" not in config:
         raise UserError("--config=configs/reproduce.py:table=... is needed")
@@ -207,7 +207,7 @@ def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Jo
         folder = out / "pretraining" / row.pretraining
         if not given and folder not in found:
             one = pretraining_config(config, row.pretraining)
-            run = _call(pretraining.pretrain, one, folder)
+            run = functools.partial(pretraining.pretrain, one, folder)
             found[folder] = Job(
                 folder, folder / "report.json", run, None, one, pretraining.MAY_CHANGE
             )
@@ -224,16 +224,12 @@ def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Jo
                 changes = {**point, **cell.row.finetuning, **cell.column.finetuning}
                 one.update({**changes, "seed": result.seed, "init_from": str(start)})
                 needs = None if given else folder / "report.json"
-                run = _call(finetune_quietly, one, result.folder)
+                run = functools.partial(finetune_quietly, one, result.folder)
                 # Which model a run began from matters where the folders do not say it.
                 free = [n for n in finetune.MAY_CHANGE if n != "init_from" or not given]
                 job = Job(result.folder, result.path, run, needs, one, free)
                 found.setdefault(result.folder, job)
     return list(found.values())
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: function(*arguments)
 
 
 def finetune_quietly(config: Any, folder: Path) -> None:

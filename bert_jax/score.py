@@ -6,7 +6,6 @@ Prediction files are those that fine-tuning writes, or the official scorers read
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -20,8 +19,7 @@ _GOLD = flags.DEFINE_string("gold", None, "The official file with the right answ
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "The file with the predictions.")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     if not (_TASK.value and _GOLD.value and _PREDICTIONS.value):
         raise errors.UserError("--task=NAME, --gold=FILE and --predictions=FILE are needed")
     if _TASK.value.endswith(".json"):

@@ -30,7 +30,7 @@ from configs import finetune, pretrain
 # By scale: argument of configs/pretrain.py and of configs/finetune.py, and fields of the first.
 SCALES = {
     "laptop": (
-        "size=mini,seq=128,preset=laptop,phases=true", "preset=small",
+        "seq=128,preset=laptop,phases=true", "preset=small",
         {
             "steps": 6_000, "masking.rate": 0.2, "eval_every": 1_000, "checkpoint_every": 500,
             # Short sequences first: attention to neighbours is learnt early (results/README.md).
@@ -39,11 +39,11 @@ SCALES = {
         },
     ),
     "accelerator": (
-        "size=medium,seq=512,preset=modern,phases=true", "preset=small",
+        "seq=512,preset=modern,phases=true", "preset=small",
         {"steps": 100_000, "eval_every": 10_000, "checkpoint_every": 2_000},
     ),
     "paper": (
-        "size=base,seq=512,preset=paper,phases=true", "preset=paper",
+        "seq=512,preset=paper,phases=true", "preset=paper",
         {"checkpoint_every": 10_000},
     ),
 }  # fmt: skip

@@ -20,10 +20,10 @@ from bert_jax.tasks.glue import zip_submission
 _OUT = flags.DEFINE_string("out", "glue.zip", "The zip file to write.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) < 2:
+def main(names: Sequence[str]) -> None:
+    if not names:
         raise UserError("name the work directories: --out=glue.zip runs/cola runs/mrpc ...")
-    given = [Path(name) for name in argv[1:]]
+    given = [Path(name) for name in names]
     unknown = [str(folder) for folder in given if not folder.is_dir()]
     if unknown:
         raise UserError(f"not a folder: {', '.join(unknown)}")

@@ -38,8 +38,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each setting.", lower_bound=1
 _MAY_CHANGE = [n for n in finetune.MAY_CHANGE if n not in ("init_from", "data", "train", "dev")]
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     if config is None or "custom" not in config or not workdir:
         raise errors.UserError("--config=configs/finetune.py:task=... and --workdir are needed")

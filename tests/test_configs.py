@@ -204,7 +204,7 @@ def test_every_field_is_read_by_a_run(corpus_path, tmp_path, monkeypatch):
     monkeypatch.setattr(main.train, "run", lambda *arguments: ({"params": {}}, {}))
     monkeypatch.setattr(main, "write_report", lambda *arguments: None)
     cache = jax.config.jax_compilation_cache_dir
-    main.main([])
+    main.main()
     jax.config.update("jax_compilation_cache_dir", cache)
     assert field_names(config) - read == set()
     assert (tmp_path / "run" / "config.json").exists()

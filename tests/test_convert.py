@@ -277,7 +277,7 @@ def test_the_genuine_checkpoint():
 def run(capsys, **values: object) -> str:
     with flagsaver.flagsaver():
         flags.FLAGS(["convert", *(f"--{name}={value}" for name, value in values.items())])
-        convert.main([])
+        convert.main()
     return capsys.readouterr().out
 
 

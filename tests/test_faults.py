@@ -143,7 +143,7 @@ def test_a_second_interrupt_does_not_wait(corpus, tmp_path):
 def test_an_interrupt_is_one_line():
     program = (
         "import signal; from bert_jax import errors\n"
-        "def main(argv): signal.raise_signal(signal.SIGINT)\n"
+        "def main(): signal.raise_signal(signal.SIGINT)\n"
         "signal.signal(2, signal.default_int_handler)\n"
         "errors.run(main)"
     )
@@ -155,7 +155,7 @@ def test_an_interrupt_is_one_line():
 def test_an_error_of_the_system_is_one_line(code):
     program = (
         "import os; from bert_jax import errors\n"
-        f"def main(argv): raise OSError({code}, os.strerror({code}), 'runs/a/metrics.jsonl')\n"
+        f"def main(): raise OSError({code}, os.strerror({code}), 'runs/a/metrics.jsonl')\n"
         "errors.run(main)"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -167,7 +167,7 @@ def test_an_error_of_the_system_is_one_line(code):
 def test_too_little_memory_of_a_device_is_one_line():
     program = (
         "import jax.numpy as jnp; from bert_jax import errors\n"
-        "def main(argv): jnp.zeros((2**46,)).block_until_ready()\n"
+        "def main(): jnp.zeros((2**46,)).block_until_ready()\n"
         "errors.run(main)"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -181,7 +181,7 @@ def test_an_error_ends_the_process_whatever_threads_are_left():
     """Orbax leaves some that wait for minutes when a checkpoint could not be written."""
     program = (
         "import threading, time, jax; from bert_jax import errors\n"
-        "def main(argv):\n"
+        "def main():\n"
         "    threading.Thread(target=time.sleep, args=[300]).start()\n"
         "    raise errors.UserError('the disk is full')\n"
         "errors.run(main)"

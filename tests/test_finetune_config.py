@@ -57,7 +57,7 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
         monkeypatch.setattr(finetune, "CONFIG", types.SimpleNamespace(value=recorder))
         workdir = types.SimpleNamespace(value=str(tmp_path / "run"))
         monkeypatch.setattr(finetune, "WORKDIR", workdir)
-        finetune.main([])
+        finetune.main()
     assert (tmp_path / "run" / "predict" / "results.json").exists()
     monkeypatch.undo()
     config = Recorder(make_config(trained, train=str(folder / "train.tsv")), read)

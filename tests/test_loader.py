@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reference_instances import make, random_documents
 
-from bert_jax.data.loader import eval_batches, instance_ids, train_batches
+from bert_jax.data.loader import eval_batches, train_batches
 from bert_jax.errors import UserError
 
 BATCH, STEPS = 12, 40
@@ -67,7 +67,7 @@ def test_a_far_step_is_reached_at_once(instances):
     start = time.perf_counter()
     batch = next(train_batches(instances, BATCH, 10**8, 10**8 + 1))
     assert time.perf_counter() - start < 1
-    assert (batch["instance"] == instance_ids(instances, BATCH, 10**8)).all()
+    assert (batch["instance"] == instances.ids(10**8 * BATCH + np.arange(BATCH))).all()
     first_slot = 10**8 * BATCH
     assert batch["instance"][0].tolist() == list(divmod(first_slot, instances.per_pass))
 
@@ -135,4 +135,5 @@ def test_evaluation_takes_no_more_than_a_pass(instances):
 
 def test_ids_of_a_step_are_those_of_its_batch(instances, expected):
     for step in itertools.islice(range(STEPS), 0, STEPS, 7):
-        assert np.array_equal(instance_ids(instances, BATCH, step), expected[step]["instance"])
+        ids = instances.ids(step * BATCH + np.arange(BATCH))
+        assert np.array_equal(ids, expected[step]["instance"])

@@ -102,11 +102,6 @@ def logged(
             yield batch
 
 
-def instance_ids(instances: Instances, batch_size: int, step: int) -> np.ndarray:
-    """(pass, index in the pass) of all instances of a step, int32[batch_size, 2]."""
-    return instances.ids(step * batch_size + np.arange(batch_size))
-
-
 class _Steps:
     """Random-access source for Grain: element t is this process's rows of the batch of step t."""
 

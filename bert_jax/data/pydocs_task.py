@@ -36,9 +36,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the task to make.")
 Rows = list[dict[str, str]]
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    del argv
+def main() -> None:
     if not _CORPUS.value or not _OUT.value:
         raise UserError("give --corpus=CORPUS and --out=FOLDER")
     write_task(Path(_CORPUS.value), Path(_OUT.value))

@@ -20,7 +20,7 @@ LINE_BYTES = 1 << 20
 DOCUMENT_CHARS = 4_000_000
 SENTENCE_CHARS = 2000
 
-Lines = Iterator[tuple[int, str]]
+Lines = Iterator[str]
 
 
 class Reader:
@@ -55,7 +55,7 @@ class Reader:
           UserError: invalid UTF-8 (file and byte offset), unless bad lines are left out.
         """
         if source == "tfds":
-            examples, _ = tfds_source.open_dataset(path, self._text_feature)
+            examples, _ = tfds_source.open_text(path, self._text_feature)
             for self.position in range(begin, len(examples) if end is None else end):
                 data = examples[self.position][self._text_feature]
                 where = f"{path}, example {self.position}"
@@ -69,7 +69,7 @@ class Reader:
                 yield from self._cut(document)
 
     def _lines(self, file: IO[bytes], path: Path, begin: int, end: int) -> Lines:
-        """(offset, text) of each line, without line end; blank lines as ""."""
+        """Each line, without line end; blank lines as ""."""
         file.seek(begin)
         offset, rest = begin, b""
         while offset + len(rest) < end:
@@ -84,7 +84,7 @@ class Reader:
             self.position = offset
             text = self._decode(data, path, start)
             if text is not None:
-                yield start, text
+                yield text
 
     def _decode(self, data: bytes, path: Path | str, start: int) -> str | None:
         if start == 0 and data.startswith(b"\xef\xbb\xbf"):
@@ -167,14 +167,14 @@ def _cut_text(sentence: str) -> Iterator[str]:
 
 def _text_documents(lines: Lines) -> Iterator[Iterator[str]]:
     """Plain text: a blank line between documents, a line is a paragraph or a sentence."""
-    for _, first in lines:
+    for first in lines:
         if first:
             yield _until_blank(first, lines)
 
 
 def _until_blank(first: str, lines: Lines) -> Iterator[str]:
     yield first
-    for _, line in lines:
+    for line in lines:
         if not line:
             return
         yield line
@@ -182,7 +182,7 @@ def _until_blank(first: str, lines: Lines) -> Iterator[str]:
 
 def _wiki_documents(lines: Lines) -> Iterator[Iterator[str]]:
     """WikiExtractor: `<doc ... title="...">`, the title again, a paragraph a line, `</doc>`."""
-    for _, line in lines:
+    for line in lines:
         if line.startswith("<doc "):
             found = re.search(r'title="(.*)"', line)
             yield _wiki_paragraphs(html.unescape(found[1]) if found else "", lines)
@@ -190,7 +190,7 @@ def _wiki_documents(lines: Lines) -> Iterator[Iterator[str]]:
 
 def _wiki_paragraphs(title: str, lines: Lines) -> Iterator[str]:
     first = True
-    for _, line in lines:
+    for line in lines:
         if line == "</doc>":
             return
         if line and not (first and html.unescape(line) == title):
@@ -208,7 +208,7 @@ def _book_documents(lines: Lines) -> Iterator[Iterator[str]]:
 
 def _book_paragraphs(lines: Lines) -> Iterator[str]:
     paragraph: list[str] = []
-    for _, line in lines:
+    for line in lines:
         heading = line.startswith("#")
         text = line.lstrip("#").strip() if heading else line
         if paragraph and (not line or heading or sum(map(len, paragraph)) > LINE_BYTES):

@@ -37,36 +37,8 @@ def dataset_folder(name: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def open_dataset(folder: Path, feature: str) -> tuple[Any, int]:
-    """(random-access source of the train split, bytes of its examples).
-
-    Raises:
-      UserError: no train split, no text feature of that name, or not in array_record format.
-    """
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder_from_directory(folder)
-        info = builder.info
-        if "train" not in info.splits:
-            raise UserError(f"TFDS data set {folder} has no train split: {', '.join(info.splits)}")
-        if feature not in info.features:
-            raise UserError(
-                f"TFDS data set {folder} has no feature {feature!r}, but "
-                f"{', '.join(info.features)}: set --config.text_feature"
-            )
-        source = builder.as_data_source("train")
-        return source, info.splits["train"].num_bytes
-    except UserError:
-        raise
-    except Exception as error:  # TFDS raises many kinds, for another file format for example
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"TFDS data set {folder} cannot be read: {reason}") from error
-
-
-@functools.lru_cache(maxsize=4)
 def open_split(folder: Path, split: str) -> tuple[Any, Any] | None:
-    """(random-access source, features) of a split; None where there is none of that name.
+    """(random-access source, TFDS's DatasetInfo) of a split; None where there is none of that name.
 
     Raises:
       UserError: not a data set in array_record format.
@@ -77,7 +49,25 @@ def open_split(folder: Path, split: str) -> tuple[Any, Any] | None:
         builder = tfds.builder_from_directory(folder)
         if split not in builder.info.splits:
             return None
-        return builder.as_data_source(split), builder.info.features
+        return builder.as_data_source(split), builder.info
     except Exception as error:  # TFDS raises many kinds, for another file format for example
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"TFDS data set {folder} cannot be read: {reason}") from error
+
+
+def open_text(folder: Path, feature: str) -> tuple[Any, int]:
+    """(random-access source of the train split, bytes of its examples).
+
+    Raises:
+      UserError: no train split, no text feature of that name, or not in array_record format.
+    """
+    opened = open_split(folder, "train")
+    if opened is None:
+        raise UserError(f"TFDS data set {folder} has no train split")
+    source, info = opened
+    if feature not in info.features:
+        raise UserError(
+            f"TFDS data set {folder} has no feature {feature!r}, but {', '.join(info.features)}: "
+            "set --config.text_feature"
+        )
+    return source, info.splits["train"].num_bytes

@@ -85,7 +85,7 @@ def plan_units(files: Sequence[tuple[str, str]], text_feature: str) -> list[list
         scale = 1.0  # bytes for each step of begin and end
         length = size
         if source == "tfds":
-            length = len(tfds_source.open_dataset(Path(path), text_feature)[0])
+            length = len(tfds_source.open_text(Path(path), text_feature)[0])
             scale = size / max(1, length)
         begin = 0
         while begin < length:
@@ -106,7 +106,7 @@ def plan_units(files: Sequence[tuple[str, str]], text_feature: str) -> list[list
 
 def _size(source: str, path: str, text_feature: str) -> int:
     if source == "tfds":
-        return tfds_source.open_dataset(Path(path), text_feature)[1]
+        return tfds_source.open_text(Path(path), text_feature)[1]
     return os.path.getsize(path)
 
 

@@ -1,6 +1,7 @@
 """The table of tasks: a row for each data set, of one of four families."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +27,9 @@ TASKS: dict[str, Task] = {row.name: row for row in (*GLUE, *ANSWERING, *TAGGING,
 
 
 def get_task(name: str, custom: Mapping[str, Any] | None = None) -> Task:
-    """The row of that name; "custom" is made of the settings of the config's `custom` section.
+    """The row of that name.
 
+    custom: of which "custom" is made: a `family`, and its settings among those of other families.
     Raises: UserError listing the names, or what a custom task lacks.
     """
     if name == "custom":
@@ -35,7 +37,9 @@ def get_task(name: str, custom: Mapping[str, Any] | None = None) -> Task:
         family = settings.pop("family", "classification")
         if family not in FAMILIES:
             raise UserError(f"custom.family={family!r} is unknown; known: {', '.join(FAMILIES)}")
-        return FAMILIES[family].custom(**settings)
+        make = FAMILIES[family].custom
+        known = inspect.signature(make).parameters
+        return make(**{setting: settings[setting] for setting in known if setting in settings})
     if name not in TASKS:
         raise UserError(f"task {name!r} is unknown; known: {', '.join([*TASKS, 'custom'])}")
     return TASKS[name]

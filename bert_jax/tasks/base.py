@@ -274,30 +274,31 @@ def encode_pairs(
       max_length: [CLS] and [SEP] included.
     Returns: a feature of each, with "tokens" and "segments" int32[S].
     """
-    cls, sep = tokenizer.cls_id, tokenizer.sep_id
     encoded: list[Feature] = []
     parts = range(0, len(pairs), 10_000)  # bounds what the encodings take
     for begin in bar(parts, "tokenising", unit="0k texts"):
         part = pairs[begin : begin + 10_000]
         ids = iter(tokenizer.encode_batch([text for texts in part for text in texts]))
         for texts in part:
-            first = next(ids)
-            second = next(ids) if len(texts) == 2 else None
-            room = max_length - 2 - (second is not None)
-            if room < 1:
+            if max_length < len(texts) + 2:
                 raise UserError(f"max_length={max_length} leaves no room for text")
-            cut = len(first) + len(second or ()) > room
-            if second is None:
-                tokens = [cls, *first[:room], sep]
-                split = len(tokens)
-            else:
-                if cut:
-                    kept = min(len(first), max(room - len(second), (room + 1) // 2))
-                    first, second = first[:kept], second[: room - kept]
-                tokens = [cls, *first, sep, *second, sep]
-                split = len(first) + 2
-            segments = np.zeros(len(tokens), np.int32)
-            segments[split:] = 1
-            arrays = {"tokens": np.array(tokens, np.int32), "segments": segments}
+            pieces = [next(ids) for _ in texts]
+            arrays = join_texts(pieces, tokenizer, max_length)
+            cut = sum(map(len, pieces)) + len(texts) + 1 > max_length
             encoded.append(Feature(arrays, len(encoded), cut=cut))
     return encoded
+
+
+def join_texts(
+    pieces: Sequence[Sequence[int]], tokenizer: Tokenizer, max_length: int
+) -> dict[str, np.ndarray]:
+    """ "tokens" and "segments" int32[S] of one text or two; see `encode_pairs`."""
+    first, second = (*pieces, ())[:2]
+    room = max_length - 1 - len(pieces)
+    kept = min(len(first), max(room - len(second), (room + 1) // 2))
+    tokens = [tokenizer.cls_id, *first[:kept], tokenizer.sep_id]
+    segments = [0] * len(tokens)
+    if len(pieces) == 2:
+        tokens += [*second[: room - kept], tokenizer.sep_id]
+        segments += [1] * (len(tokens) - len(segments))
+    return {"tokens": np.array(tokens, np.int32), "segments": np.array(segments, np.int32)}

@@ -68,9 +68,9 @@ def read_tfds(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]] | N
     folder = tfds_source.dataset_folder(name)
     for theirs in _TFDS_SPLITS.get(split, (split,)):
         if opened := tfds_source.open_split(folder, theirs):
-            source, features = opened
+            source, info = opened
             return (
-                (f"{name}/{theirs}:{place}", {c: _plain(row[c], features[c]) for c in row})
+                (f"{name}/{theirs}:{place}", {c: _plain(row[c], info.features[c]) for c in row})
                 for place, row in ((place, source[place]) for place in range(len(source)))
             )
     return None
