@@ -16,6 +16,7 @@ Map of the package, from the top down (imports go downwards only):
   objectives         what is learnt: pure functions of (params, batch, key)
   models             layers, encoder, body of a task, heads, kernels for TPU
   data               text, tokenizer, corpus, instances by index, loader; buckets by length
+  files, figures     written whole or not at all
   errors             `UserError`: one line for people, exit code 2
 
 Shape alphabet, used in every signature, comment and einsum:

@@ -26,6 +26,7 @@ from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.files import read_json
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
 from bert_jax.task_report import Examples, write_results, write_task
@@ -84,7 +85,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     )
     if (workdir / "results.json").exists():
         _say_finished(workdir)
-        return json.loads((workdir / "results.json").read_text())
+        return read_json(workdir / "results.json")
     if not jax.config.values["jax_compilation_cache_dir"]:  # a second start finds them compiled
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     predict = trainer.jit(objective.predict)
@@ -168,7 +169,7 @@ def _write(workdir: Path, folder: Path, *what: Any) -> dict[str, Any]:
     if distributed.is_main():
         write_results(workdir, folder, *what)
     distributed.wait_for_all("the results are written")
-    return json.loads((folder / "results.json").read_text())
+    return read_json(folder / "results.json")
 
 
 def build_task(config: Any) -> Task:

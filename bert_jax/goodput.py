@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import jax
 
 from bert_jax import distributed
-from bert_jax.files import write_whole
+from bert_jax.files import read_json_lines, write_json_lines
 
+_FILE = "goodput.jsonl"
 T = TypeVar("T")
 _compiled = 0.0  # seconds this process has spent tracing, lowering and compiling
 
@@ -62,11 +63,12 @@ class Ledger:
 
     def open(self, workdir: Path, step: int) -> None:
         """Says where the lines go, and from which step this start goes on."""
-        self._path, lines = workdir / "goodput.jsonl", _lines(workdir)
+        self._path = workdir / _FILE
+        lines = read_json_lines(self._path)
         number = 1 + max((line["start"] for line in lines), default=-1)
         self._line = {"start": number, "began": self._began, "from_step": step}
         if distributed.is_main():  # without a line that was cut off
-            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+            write_json_lines(self._path, lines)
 
     def write(self, step: int) -> None:
         """Appends the sum so far."""
@@ -85,7 +87,7 @@ def shares(workdir: Path) -> dict[str, float]:
     `lost_to_restarts` are the steps that a later start did again, that start's own beginning, and
     the time when nothing ran, with what a killed start did after its last line.
     """
-    starts = list({line["start"]: line for line in _lines(workdir)}.values())
+    starts = list({line["start"]: line for line in read_json_lines(workdir / _FILE)}.values())
     spent: dict[str, float] = {}
     lost, end = 0.0, None
     for line, following in zip(starts, [*starts[1:], None], strict=True):
@@ -111,9 +113,3 @@ def as_text(shares: dict[str, float]) -> str:
     ordered = sorted(parts.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{kind.replace('_', ' ')} {share:.1%}" for kind, share in ordered)
     return f"{shares['wall_seconds']:,.0f} s of wall time: {shown}."
-
-
-def _lines(workdir: Path) -> list[dict[str, Any]]:
-    path = workdir / "goodput.jsonl"
-    text = path.read_text().split("\n") if path.exists() else []
-    return [json.loads(line) for line in text[:-1] if line]  # a line cut off by a kill has no end

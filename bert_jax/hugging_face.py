@@ -1,7 +1,6 @@
 """Hugging Face folders of BERT: config.json, model.safetensors and the tokenizer, in and out."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,13 @@ from bert_jax import tasks
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import read_json, write_json
 from bert_jax.published import CLASSIFIER, PARTS, RATES, SIZES, TIED, layout, model_section
 from bert_jax.tasks.choice import Choice
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.squad import Answering
 from bert_jax.tasks.tagging import Tagging
-from bert_jax.weights import Pretrained, new_folder, read_json, some
+from bert_jax.weights import Pretrained, new_folder, some
 
 # Their classes, and which parts ours must have besides the encoder; the first that fits is written.
 _ARCHITECTURES = [
@@ -172,7 +172,7 @@ def write(folder: str | Path, pretrained: Pretrained) -> None:
         theirs = array.theirs.removeprefix("bert.") if architecture == "BertModel" else array.theirs
         arrays[theirs] = array.to_theirs(np.asarray(value))
     with new_folder(folder) as made:
-        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(made / "config.json", config)
         safetensors.numpy.save_file(arrays, made / "model.safetensors", {"format": "pt"})
         _write_tokenizer(made, tokenizer, c.max_positions)
 
@@ -321,5 +321,4 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:
         "model_max_length": longest,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
     }
-    text = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", settings)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from bert_jax import distributed
-from bert_jax.files import write_whole
+from bert_jax.files import read_json_lines, write_json_lines
 from bert_jax.objectives.base import Mean
 
 # tensorboardX imports PyTorch where it is installed: seconds of every start, for nothing of ours.
@@ -72,7 +72,7 @@ class MetricsLog:
             return
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_json_lines(self._path, kept)
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
 
@@ -99,8 +99,4 @@ class MetricsLog:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().split("\n") if path.exists() else []
-    if lines and lines[-1]:  # no line end: the write was cut off
-        lines.pop()
-    return [json.loads(line) for line in lines if line]
+    return read_json_lines(workdir / "metrics.jsonl")

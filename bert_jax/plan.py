@@ -25,7 +25,6 @@ Hours are those of the steps alone: no compilation, evaluation or saving, no wai
 
 import dataclasses
 import functools
-import json
 import math
 import re
 import sys
@@ -45,7 +44,7 @@ from bert_jax.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY
 from bert_jax.config import check_ranges, stretches
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
-from bert_jax.files import write_whole
+from bert_jax.files import write_json
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
@@ -78,7 +77,7 @@ def main() -> None:
     find, as_text = (search, search_text) if _SEARCH.value else (plan, plan_text)
     result = find(config, objective, target)
     if OUTPUT.value:
-        write_whole(Path(OUTPUT.value), json.dumps(result, indent=2) + "\n")
+        write_json(Path(OUTPUT.value), result)
     print(as_text(result))
 
 

@@ -1,6 +1,5 @@
 """What a pre-training run leaves for people: report.json, report.md, curves.png, a table."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from bert_jax import goodput, inference
 from bert_jax.data.corpus import Corpus, Split
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.files import write_whole
+from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.metrics import read_metrics
 from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.mlm import MaskedLM
@@ -41,10 +40,10 @@ def write_report(
     if isinstance(objective, MaskedLM):
         report["fill_mask"] = fill_mask_examples(corpus, objective, params)
     markdown = as_markdown(report)
-    (workdir / "report.md").write_text(markdown, encoding="utf-8")
+    write_whole(workdir / "report.md", markdown)
     plot_curves(lines, report["baseline"], workdir / "curves.png")
     # Last and whole: it marks the run as finished.
-    write_whole(workdir / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(workdir / "report.json", report)
     print(markdown)
     print(f"report {workdir / 'report.md'}   plots {workdir / 'curves.png'}")
 
@@ -52,7 +51,7 @@ def write_report(
 def is_finished(workdir: Path, steps: int) -> bool:
     """Whether the run was trained to `steps` and reported."""
     path = workdir / "report.json"
-    return path.exists() and json.loads(path.read_text())["steps"] == steps
+    return path.exists() and read_json(path)["steps"] == steps
 
 
 def baselines(
@@ -194,6 +193,8 @@ def plot_curves(
     """The named metrics that there are over the steps, with the baselines dashed."""
     from matplotlib.figure import Figure  # late: most of a run does without
 
+    from bert_jax import figures
+
     panels = [name for name in dict.fromkeys(names) if any(name in line for line in lines)]
     figure = Figure(figsize=(4.5 * len(panels), 3.6))
     axes = figure.subplots(1, len(panels), squeeze=False)
@@ -207,5 +208,4 @@ def plot_curves(
         axis.set(title=name.replace("_", " "), xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figures.save(figure, path)

@@ -17,7 +17,6 @@ import dataclasses
 import fcntl
 import functools
 import io
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR
 from bert_jax.config import check_ranges
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
+from bert_jax.files import read_json
 from bert_jax.grid import name_of, settings
 from bert_jax.paper import (
     FROM_CHECKPOINT,
@@ -283,7 +283,7 @@ def perplexities(config: Any, table: Table, out: Path) -> dict[str, float]:
         return {}
     found = {}
     for row in table.rows:
-        report = json.loads((out / "pretraining" / row.pretraining / "report.json").read_text())
+        report = read_json(out / "pretraining" / row.pretraining / "report.json")
         found[row.pretraining] = report["held_out"]["mlm_perplexity"]
     return found
 

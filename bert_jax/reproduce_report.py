@@ -11,7 +11,8 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from bert_jax.files import write_whole
+from bert_jax import figures
+from bert_jax.files import write_json, write_whole
 from bert_jax.paper import Column, Row, Table
 from bert_jax.tasks import TASKS, family
 
@@ -181,8 +182,7 @@ def plot(table: Table, summary: Sequence[Mapping[str, Any]], path: Path) -> None
             axis.set_ylim(len(cells) - 0.5, -0.5)
         axis.set_title(name)
         axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figures.save(figure, path)
 
 
 def _curves(axis: Any, table: Table, cells: Sequence[Mapping[str, Any]]) -> None:
@@ -208,4 +208,4 @@ def write_table(
     plot(table, summary, folder / "table.png")
     write_whole(folder / "table.md", as_markdown(table, summary, notes))
     whole = {"title": table.title, "note": table.note, "left_out": list(notes), "rows": summary}
-    write_whole(folder / "table.json", json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "table.json", whole)

@@ -11,8 +11,8 @@ from pathlib import Path
 from absl import flags
 
 from bert_jax import errors, tasks
+from bert_jax.files import read_json
 from bert_jax.tasks.base import Source
-from bert_jax.weights import read_json
 
 _TASK = flags.DEFINE_string("task", None, "A task's name, or the task.json of a fine-tuned model.")
 _GOLD = flags.DEFINE_string("gold", None, "The official file with the right answers.")

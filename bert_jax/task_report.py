@@ -1,12 +1,11 @@
 """What a fine-tuning run leaves for people: results.json, report.md, predictions and plots."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bert_jax import goodput
-from bert_jax.files import write_whole
+from bert_jax.files import write_json, write_whole
 from bert_jax.metrics import read_metrics
 from bert_jax.report import plot_curves
 from bert_jax.tasks import to_dict
@@ -69,7 +68,7 @@ def write_results(
         plot_curves(lines, baselines["dev"], folder / "curves.png", names)
     report = as_markdown(results)
     write_whole(folder / "report.md", report)
-    write_whole(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "results.json", results)
     print(report)
     print(f"results {folder / 'results.json'}   predictions {folder / 'predictions'}")
     return results
@@ -77,8 +76,7 @@ def write_results(
 
 def write_task(folder: Path, task: Task) -> None:
     """Stores the row of the task, with the label names, for whoever uses the model."""
-    text = json.dumps(to_dict(task), indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "task.json", text)
+    write_json(folder / "task.json", to_dict(task))
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:

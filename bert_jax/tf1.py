@@ -15,8 +15,9 @@ import numpy as np
 
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import read_json
 from bert_jax.hugging_face import assemble, check_case
-from bert_jax.weights import Pretrained, read_json
+from bert_jax.weights import Pretrained
 
 _MAGIC = 0xDB4775248B80FB57
 _DTYPES = {1: "<f4", 2: "<f8", 14: ml_dtypes.bfloat16, 19: "<f2"}  # tensorflow DataType

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from bert_jax.checkpoint import Checkpoints, check_fit, load_params
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import read_json, write_json
 from bert_jax.models.body import Body
 
 _TUNING = ("features", "bilstm", "bilstm_width", "max_length")
@@ -84,20 +84,6 @@ def open_model(path: str | Path) -> Pretrained:
     return Pretrained(config["model"], params, tokenizer, task, tuning=tuning)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises: UserError: it cannot be read, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
-
-
 def save_model(folder: str | Path, pretrained: Pretrained) -> None:
     """Writes a model as a work directory, with a checkpoint at step 0; whole or not at all.
 
@@ -106,10 +92,9 @@ def save_model(folder: str | Path, pretrained: Pretrained) -> None:
     with new_folder(folder) as made:
         pretrained.tokenizer.save(made / "tokenizer")
         config = {"model": dict(pretrained.model), **pretrained.tuning}
-        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_json(made / "config.json", config)
         if pretrained.task is not None:
-            text = json.dumps(pretrained.task, ensure_ascii=False, indent=2) + "\n"
-            (made / "task.json").write_text(text, encoding="utf-8")
+            write_json(made / "task.json", pretrained.task)
         checkpoints = Checkpoints(made / "checkpoints")
         checkpoints.save(0, {"params": jax.tree.map(jax.numpy.asarray, dict(pretrained.params))})
         checkpoints.wait()

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from bert_jax import distributed
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import write_whole
+from bert_jax.files import read_json, write_json
 
 
 def check_same(
@@ -22,7 +22,7 @@ def check_same(
     may_change: fields that may differ. whole: if not, so may those that `config` does not have.
     Raises: UserError, listing what differs.
     """
-    before = _flat(json.loads((workdir / "config.json").read_text()))
+    before = _flat(read_json(workdir / "config.json"))
     now = _flat(json.loads(json.dumps(config)))
     changed = [
         f"{name} was {before.get(name)}, is {now.get(name)}"
@@ -79,5 +79,5 @@ def prepare_workdir(
             shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
             (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
             write(workdir)
-        write_whole(path, json.dumps(config, indent=2) + "\n")
+        write_json(path, config)
     distributed.wait_for_all("the work directory is there")

@@ -11,7 +11,6 @@ that the config has: those of preset=stable, for example.
 
 import contextlib
 import io
-import json
 import shutil
 import statistics
 import sys
@@ -26,8 +25,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from bert_jax import errors, finetune
-from bert_jax.files import write_whole
+from bert_jax import errors, figures, finetune
+from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.grid import GRIDS, name_of, settings
 from bert_jax.workdir import check_same
 from configs.finetune import get_config
@@ -53,7 +52,7 @@ def main() -> None:
         results.append(run_one(config, point, seed, folder))
         _drop_checkpoints(results)
     table = summarise(results)
-    write_whole(folder / "sweep.json", json.dumps(table, indent=2) + "\n")
+    write_json(folder / "sweep.json", table)
     text = as_markdown(table)
     write_whole(folder / "sweep.md", text)
     plot(results, table, folder / "sweep.png")
@@ -93,7 +92,7 @@ def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> d
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             finetune.finetune(one, workdir)
-    result = json.loads(path.read_text())
+    result = read_json(path)
     return {
         "point": name_of(point),
         "seed": seed,
@@ -165,8 +164,7 @@ def plot(results: Sequence[Mapping[str, Any]], table: Mapping[str, Any], path: P
     axis.axvline(table["baseline"], color="grey", ls="--", lw=1, label="baseline")
     axis.set(xlabel=table["metric"], yticks=range(len(points)), yticklabels=points)
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figures.save(figure, path)
 
 
 def _drop_checkpoints(results: Sequence[Mapping[str, Any]]) -> None:

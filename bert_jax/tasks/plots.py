@@ -1,19 +1,15 @@
 """Pictures of what a task gets wrong. Imported late: matplotlib takes as long as a third of JAX."""
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
+from bert_jax.figures import save
 from bert_jax.tasks.squad_score import SCORERS, threshold_curve
 
-# Tried in this order for each character; the others have Hangul.
-_FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 _MOST_CLASSES = 25  # more make no picture
 
 
@@ -40,7 +36,7 @@ def confusion(
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="predicted", ylabel="gold")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def scatter(path: Path, gold: Sequence, predicted: Sequence) -> Path:
@@ -52,7 +48,7 @@ def scatter(path: Path, gold: Sequence, predicted: Sequence) -> Path:
     axes.plot((low, high), (low, high), color="grey", linewidth=1)
     axes.set(xlabel="gold", ylabel="predicted")
     axes.grid(alpha=0.3)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def threshold_curves(
@@ -77,7 +73,7 @@ def threshold_curves(
     axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.2f}")
     axes.set(xlabel="threshold of the null odds", ylabel="score", ylim=(0, 1))
     axes.legend()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def f1_by_length(path: Path, golds: Sequence[Sequence[str]], f1: np.ndarray, scorer: str) -> Path:
@@ -95,17 +91,4 @@ def f1_by_length(path: Path, golds: Sequence[Sequence[str]], f1: np.ndarray, sco
         axes.bar_label(bar, [f"n={rows.sum()}"])
     unit = "characters" if scorer == "korquad" else "words"
     axes.set(xlabel=f"{unit} of the answer", ylabel="F1", ylim=(0, 1.05))
-    return _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # no font has it: a box is drawn
-        for text in figure.findobj(Text):
-            text.set_fontfamily([name for name in _FONTS if name in installed])
-        figure.tight_layout()
-        figure.savefig(temporary, dpi=110, format="png")
-    return temporary.replace(path)
+    return save(figure, path)
