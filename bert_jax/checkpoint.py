@@ -148,6 +148,7 @@ class Checkpoints:
                     raise
                 if distributed.lost_a_process(error):
                     raise RuntimeError(str(error)) from error  # `errors.run` says so
+                _check_readable(self._folder / str(one))
                 self._set_aside(one, error)
         if steps or (step < 0 and any(self._damaged.glob("*"))):
             raise UserError(
@@ -204,6 +205,14 @@ class Checkpoints:
             if np.any(np.asarray(now[name]) != np.asarray(loaded["fingerprint"][name])):
                 raise ValueError(f"the bits of {name} are not those that were saved")
         return loaded["state"]
+
+
+def _check_readable(folder: Path) -> None:
+    """Raises OSError where a file is there but cannot be read: it may be sound."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                file.read(1)
 
 
 def _score(metrics: Any) -> float:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     def evaluate(params: Any, phase: train.Phase) -> dict[str, float]:
         return task.score(examples["dev"], predictions(params, "dev"))
 
-    every = config.eval_every or max(1, round(phase.stop / max(config.epochs, 1)))
+    every = config.eval_every or max(1, math.ceil(phase.stop / max(config.epochs, 1)))
     schedule = train.Schedule(
         phase.stop, config.log_every, every, every, config.keep_checkpoints, best=task.metric
     )
@@ -150,6 +151,7 @@ def _say_finished(workdir: Path) -> None:
 
 def apply_model(config: Any, workdir: Path) -> dict[str, Any]:
     """Evaluates or predicts with the model in the work directory; writes into MODE/ in it."""
+    check_ranges(config)
     if not (workdir / "task.json").exists():
         raise errors.UserError(f"{workdir} holds no fine-tuned model (it has no task.json)")
     model = inference.load(workdir, config.dtype)
@@ -313,7 +315,8 @@ def initial_params(
 
 
 def _same_labels(before: Mapping[str, Any] | None, task: Task) -> bool:
-    now = json.loads(json.dumps(tasks.to_dict(task)))
+    # As JSON, so that lists and tuples are the same.
+    before, now = json.loads(json.dumps([before, tasks.to_dict(task)]))
     names = ["family", "labels", "kind"]
     if now.get("kind") == "numbers":
         names.append("label")  # the columns are what the outputs mean

@@ -54,10 +54,13 @@ def read(folder: str | Path) -> Pretrained:
             f"{folder} has added_tokens.json but no tokenizer.json, which is needed to match them; "
             "save the tokenizer again with a newer transformers"
         )
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    if not (folder / "tokenizer.json").exists():
+        _check_tokenizer({**config, **settings}, folder)
     tokenizer = load_tokenizer(folder)
-    settings = folder / "tokenizer_config.json"
-    given = read_json(settings).get("do_lower_case") if settings.exists() else None
-    says = {} if given is None else {f"{settings.name} (do_lower_case)": bool(given)}
+    given = settings.get("do_lower_case")
+    says = {} if given is None else {f"{path.name} (do_lower_case)": bool(given)}
     check_case(tokenizer, folder, says)
     return assemble(config, theirs, tokenizer, folder)
 
@@ -262,6 +265,25 @@ def _labels(task: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any]
     problem = {"problem_type": problems[kind]} if "classifier" in parts else {}
     numbered = {label: number for number, label in enumerate(labels)}
     return {"id2label": dict(enumerate(labels)), "label2id": numbered, **problem}
+
+
+def _check_tokenizer(settings: Mapping[str, Any], folder: Path) -> None:
+    """Raises a UserError where vocab.txt alone does not say how text is split."""
+    plain = {
+        "tokenizer_class": ("BertTokenizer", "BertTokenizerFast"),
+        "do_basic_tokenize": (True,),
+        "tokenize_chinese_chars": (True,),
+        "word_tokenizer_type": ("basic",),
+        "subword_tokenizer_type": ("wordpiece",),
+        "strip_accents": (settings.get("do_lower_case", True),),
+    }
+    for name, known in plain.items():
+        if settings.get(name) not in (None, *known):
+            raise UserError(
+                f"{folder}: the tokenizer has {name}={settings[name]!r}, which vocab.txt does not "
+                "tell; a tokenizer.json does: save the tokenizer with a transformers that has a "
+                "fast one of its kind"
+            )
 
 
 def _names(given: Iterable[tuple[Any, Any]], parts: Mapping[str, int]) -> tuple[str, ...]:

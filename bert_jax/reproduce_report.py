@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from bert_jax import figures
 from bert_jax.files import write_json, write_whole
 from bert_jax.paper import Column, Row, Table
-from bert_jax.tasks import TASKS, family
 
 SIGNIFICANT = 0.05  # a difference less likely than this by chance counts as one
 
@@ -52,9 +51,7 @@ class Cell:
 
 
 def _score(run: Result) -> float:
-    results = run.read()
-    value = results["scores"][run.split][run.metric]
-    return value if family(TASKS[results["task"]]) == "answering" else 100 * value
+    return 100 * run.read()["scores"][run.split][run.metric]
 
 
 def compare(ours: Sequence[float], reference: Sequence[float]) -> str:

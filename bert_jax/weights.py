@@ -175,10 +175,17 @@ def add_tokens(pretrained: Pretrained, tokens: Sequence[str], seed: int = 0) -> 
     """
     old = pretrained.tokenizer
     backend = tokenizers.Tokenizer.from_str(old.backend.to_str())
+    if backend.get_vocab_size(with_added_tokens=True) != old.vocab_size:
+        raise UserError(
+            "the vocabulary holds a token twice, so the ids of new ones would be those of old "
+            "ones; rename one of the two"
+        )
+    unigram = old.kind == "unigram"
 
     def forms(token: str) -> set[str]:
         plain = backend.normalizer
-        return {token, plain.normalize_str(token).strip()} if plain else {token}
+        found = {token, plain.normalize_str(token).strip()} if plain else {token}
+        return found | {f"▁{form}" for form in found} if unigram else found
 
     added = [token.content for token in backend.get_added_tokens_decoder().values()]
     have = set(old.tokens).union(*map(forms, added))
@@ -187,9 +194,9 @@ def add_tokens(pretrained: Pretrained, tokens: Sequence[str], seed: int = 0) -> 
     for token in tokens:
         (known if forms(token) & have else new).append(token)
         have |= forms(token)
-    backend.add_tokens(
-        [tokenizers.AddedToken(token, single_word=True, normalized=True) for token in new]
-    )
+    # lstrip: the space before a word is the ▁ of a unigram's pieces, and none is left over.
+    options = {"single_word": True, "normalized": True, "lstrip": unigram}
+    backend.add_tokens([tokenizers.AddedToken(token, **options) for token in new])
     tokenizer = Tokenizer(backend)
     count = tokenizer.vocab_size - old.vocab_size
     table = np.asarray(pretrained.params["encoder"]["embeddings"]["token"])

@@ -25,7 +25,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from bert_jax import errors, figures, finetune
+from bert_jax import errors, figures, finetune, memory
+from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.grid import GRIDS, name_of, settings
 from bert_jax.workdir import check_same
@@ -38,9 +39,12 @@ _MAY_CHANGE = [n for n in finetune.MAY_CHANGE if n not in ("init_from", "data", 
 
 
 def main() -> None:
-    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    config, workdir = CONFIG.value, WORKDIR.value
     if config is None or "custom" not in config or not workdir:
         raise errors.UserError("--config=configs/finetune.py:task=... and --workdir are needed")
+    if config.mode != "train":
+        raise errors.UserError(f"a sweep trains: mode={config.mode} is for bert_jax.finetune")
+    memory.keep_freed_memory()
     check_grid(config, _GRID.value)
     folder = Path(workdir)
     if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs

@@ -246,6 +246,23 @@ def test_what_is_no_damage_moves_nothing(folder, error, raised, monkeypatch):
     assert not (folder.parent / "damaged_checkpoints").exists()
 
 
+def test_what_may_not_be_read_is_no_damage(folder, monkeypatch):
+    """TensorStore's errors do not tell a file that is not allowed from a damaged one."""
+    without_data(folder / "2")
+    before, opened = listing(folder), Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.is_relative_to(folder / "2"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        restore(folder, abstract(state(0)))
+    monkeypatch.undo()
+    assert listing(folder) == before
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
 def test_damage_is_seen_when_the_parameters_alone_are_read(folder, damage, capfd):
     damage(folder / "2")

@@ -43,6 +43,7 @@ def test_a_head_is_kept_where_its_outputs_mean_the_same():
     before = json.loads(json.dumps(tasks.to_dict(named)))
     assert finetune._same_labels(before, dataclasses.replace(named, label=(("subject",),)))
     assert not finetune._same_labels(before, dataclasses.replace(named, labels=("b", "a")))
+    assert finetune._same_labels(tasks.to_dict(named), named)  # as of a Hugging Face folder
 
 
 def test_from_scratch_takes_no_weights(trained, data, tmp_path):

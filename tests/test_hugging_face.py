@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from bert_jax import hugging_face, tasks
 from bert_jax.config import encoder_config
-from bert_jax.data.tokenizer import wordpiece_tokenizer
+from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder, padding_mask
@@ -213,6 +213,23 @@ def test_a_config_of_something_else_is_refused(folder, changes, message):
     change_config(folder, **changes)
     with pytest.raises(UserError, match=message):
         open_model(folder)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"tokenizer_class": "BertJapaneseTokenizer"}, {"word_tokenizer_type": "mecab"},
+        {"do_basic_tokenize": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_tokenizer_that_vocab_txt_does_not_tell_is_refused(folder, setting):
+    settings = {"tokenizer_class": "BertTokenizer", "strip_accents": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | setting))
+    with pytest.raises(UserError, match=rf"the tokenizer has {next(iter(setting))}="):
+        open_model(folder)
+    load_tokenizer(folder).save(folder)
+    assert (folder / "tokenizer.json").exists() and open_model(folder)  # it tells all
 
 
 def test_arrays_that_do_not_fit_are_refused(folder):

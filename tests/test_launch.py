@@ -97,6 +97,15 @@ def test_a_sweep_goes_on_where_it_was_and_keeps_the_best(sweep, trained, tmp_pat
     assert sweep.run_one(config, points[0], 0, folder) == done[0]
 
 
+def test_a_sweep_that_does_not_train_is_refused(tmp_path):
+    done = command(
+        "launch/sweep.py", "--config=configs/finetune.py:task=rte,mode=eval",
+        f"--workdir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / "sweep").exists()
+    assert done.stderr == "error: a sweep trains: mode=eval is for bert_jax.finetune\n"
+
+
 def test_a_grid_overrides_no_chosen_setting(sweep, tmp_path):
     for arg, grid in (
         ("task=rte", "paper"), ("task=rte", "paper_a3"), ("task=rte", "small"),

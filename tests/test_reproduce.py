@@ -336,22 +336,22 @@ def test_only_glue_is_tuned_over_the_grid():
 
 
 def test_the_text_of_a_table(tmp_path):
-    """Perplexities, collapsed runs, percent (SQuAD's scores are already), n, and references."""
+    """Perplexities, collapsed runs, percent, n, and references."""
     rows = (
         Row("small", "a", published={"squad1": 80.0, "perplexity": 5.84}),
         Row("large", "b", published={"squad1": 81.0, "perplexity": 4.68}),
         Row("large again", "b", reference="large"),
     )
     table = Table("Table 6", rows, "A note.", perplexity=True)
-    tasks = (("squad1", "f1", 1.0), ("rte", "accuracy", 0.01))
+    tasks = (("squad1", "f1"), ("rte", "accuracy"))
     cells = []
     for row, score in zip(rows, (50.0, 60.0, 60.1), strict=True):
-        for task, metric, scale in tasks:
+        for task, metric in tasks:
             folder = tmp_path / row.label / task
             runs = [Result(folder / str(seed), seed, "dev", metric) for seed in range(3)]
             for run in runs:
                 run.folder.mkdir(parents=True)
-                scores = {"dev": {metric: (score + run.seed) * scale}}
+                scores = {"dev": {metric: (score + run.seed) / 100}}
                 line = {"task": task, "scores": scores, "collapsed": row.label == "small"}
                 run.path.write_text(json.dumps(line))
             cells.append(Cell(row, Column(task, task), {"default": runs}))

@@ -273,10 +273,12 @@ def test_words_with_spaces_are_written_between_tabs(tmp_path):
 def test_predictions_in_another_scheme_count_as_the_same_entities(tmp_path):
     example = Sentence("0", ("a", "b", "c", "d"), ("B-PER", "I-PER", "O", "B-PER"), "x:1")
     path = tmp_path / "p.conll"
-    for scheme in ("BEOS", "BLOU"):
+    for scheme in ("BEOS", "BLOU", "IIOI"):  # the last is IOB1, of CoNLL-2003's own files
         letters = zip(example.words, scheme, strict=True)
         path.write_text("".join(f"{w} {x if x == 'O' else x + '-PER'}\n" for w, x in letters))
         assert TASK.read_predictions(path, [example]) == [example.tags]
+    path.write_text("a B-PER\nb I-PER\nc O\nd I-PER\n")  # IOB2 with a stray I: as it is
+    assert TASK.read_predictions(path, [example])[0][3] == "I-PER"
 
 
 @pytest.mark.parametrize("room", [1, 2, 3, 4, 5, 8, 9])

@@ -94,12 +94,12 @@ def test_invalid_utf8_names_file_and_byte(tmp_path):
 
 def test_wikiextractor(tmp_path):
     source = (
-        '<doc id="1" url="u" title="A &amp; B">\nA &amp; B\n\nFirst.\nA &amp; B\n\nSecond.\n'
+        '<doc id="1" url="u" title="A &amp; B">\nA &amp; B\n\nFirst.\nA &amp; B\n\n3 &lt; 4.\n'
         "</doc>\n"
         'between\n<doc id="2" title="C">\nC\n\n</doc>\n<doc id="3" title="D">\nText.\n</doc>\n'
     )
     documents, _ = _documents(tmp_path, source, "wikiextractor")
-    assert documents == [["First.", "A &amp; B", "Second."], ["Text."]]
+    assert documents == [["First.", "A & B", "3 < 4."], ["Text."]]
 
 
 def test_book(tmp_path):
@@ -141,6 +141,14 @@ def test_a_very_long_line_is_read_in_pieces(tmp_path, monkeypatch):
     assert len(documents) > 4 and reader.notes["long_lines"] > 20
     unbroken, _ = _documents(tmp_path, "한é" * 3000)  # no space to cut at: between characters
     assert "".join(piece for document in unbroken for piece in document) == "한é" * 3000
+
+
+def test_the_end_of_a_file_without_line_end_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "LINE_BYTES", 1000)
+    for length in range(995, 1005):
+        line = ("word " * 300)[: length - 5] + " LAST"
+        documents, _ = _documents(tmp_path, line)
+        assert " ".join(piece for piece in documents[0]).endswith(" LAST"), length
 
 
 def test_long_sentences_are_cut_at_spaces():

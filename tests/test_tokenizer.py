@@ -11,7 +11,7 @@ from data_packs import pack
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
 from bert_jax.errors import UserError
 
@@ -314,3 +314,20 @@ def test_trained_vocabulary_is_deterministic(tmp_path, kind, monkeypatch):
     assert huge.vocab_size < 10_000
     with pytest.raises(UserError, match="too small"):
         train_vocabulary([sample], kind, 20, True, tmp_path)
+
+
+def test_other_special_tokens_are_matched_in_text():
+    """Markers of entities, say, which transformers matches too; the five of BERT are text."""
+    backend = Backend.from_str(wordpiece_tokenizer([*SPECIAL, "a", "e1", "##b"]).backend.to_str())
+    backend.add_special_tokens(["[E1]"])
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.tokens[-1] == "[E1]" and tokenizer.special_ids == [0, 1, 2, 3, 4]
+    for one in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        assert [one.tokens[i] for i in one.encode("[E1] a [E1]")] == ["[E1]", "a", "[E1]"]
+        assert not set(one.encode("[SEP] [MASK]")) & {2, 3, 4}
+
+
+def test_a_list_of_sentencepiece_pieces_is_no_wordpiece_vocabulary(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "▁a", "b"]) + "\n")
+    with pytest.raises(UserError, match=r"vocab\.txt lists pieces of a SentencePiece model"):
+        load_tokenizer(tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import jax
@@ -13,8 +14,17 @@ from tiny_corpus import make_trainer, small_config, tokenizer
 
 from bert_jax import hugging_face, main, tasks
 from bert_jax.checkpoint import Checkpoints
+from bert_jax.data.tokenizer import wordpiece_tokenizer
+from bert_jax.data.vocabulary import train_vocabulary
 from bert_jax.errors import UserError
-from bert_jax.weights import add_tokens, merge, open_model, read_tokens, save_model
+from bert_jax.weights import (
+    Pretrained,
+    add_tokens,
+    merge,
+    open_model,
+    read_tokens,
+    save_model,
+)
 from bert_jax.workdir import prepare_workdir
 
 # Our own folders.
@@ -160,6 +170,31 @@ def test_new_tokens_are_whole_words_at_the_end(tmp_path):
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["vocab_size"] == first + 62
     assert first + 62 == len((tmp_path / "hf" / "vocab.txt").read_text().split("\n")) - 1
+
+
+def test_new_tokens_of_a_unigram_vocabulary(tmp_path):
+    """A word that it has as `▁word` is not new; a new one begins a word and leaves no ▁ behind."""
+    rng = random.Random(0)
+    words = ["seoul", "busan", "hello", "world", "paris", "rome", "zebra", "fox", "house"]
+    sample = tmp_path / "sample.txt"
+    sample.write_text("\n".join(" ".join(rng.choices(words, k=9)) for _ in range(3000)) + "\n")
+    trained = train_vocabulary([sample], "unigram", 120, True, tmp_path)
+    assert "▁seoul" in trained.tokens
+    table = np.zeros((trained.vocab_size, 4), np.float32)
+    old = Pretrained({"init_stddev": 0.02}, {"encoder": {"embeddings": {"token": table}}}, trained)
+    model = add_tokens(old, ["seoul", "covid"])
+    assert model.notes[-1] == "tokens that the vocabulary has already: seoul"
+    grown = model.tokenizer
+    assert grown.tokens[-1] == "covid" and not grown.continuation[-1]
+    pieces = [grown.tokens[i] for i in grown.encode("hello seoul covid fox")]
+    assert pieces == ["▁hello", "▁seoul", "covid", "▁fox"]
+
+
+def test_a_vocabulary_with_a_token_twice_takes_no_new_ones():
+    old = open_model(GOLDEN / "pretraining")
+    twice = wordpiece_tokenizer([*old.tokenizer.tokens[:-2], "the", old.tokenizer.tokens[-1]])
+    with pytest.raises(UserError, match="holds a token twice"):
+        add_tokens(dataclasses.replace(old, tokenizer=twice), ["zika"])
 
 
 @pytest.mark.parametrize(

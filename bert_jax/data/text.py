@@ -72,8 +72,9 @@ class Reader:
         """Each line, without line end; blank lines as ""."""
         file.seek(begin)
         offset, rest = begin, b""
-        while offset + len(rest) < end:
-            data = rest + file.readline(LINE_BYTES - len(rest))
+        while offset < end:
+            unread = end - offset - len(rest)
+            data = rest + file.readline(min(LINE_BYTES - len(rest), unread))
             if not data:
                 return
             rest = b""
@@ -193,7 +194,8 @@ def _wiki_paragraphs(title: str, lines: Lines) -> Iterator[str]:
     for line in lines:
         if line == "</doc>":
             return
-        if line and not (first and html.unescape(line) == title):
+        line = html.unescape(line)  # WikiExtractor escapes the text by default
+        if line and not (first and line == title):
             yield line
         first = first and not line
 

@@ -15,6 +15,7 @@ Differences from the original, all meant or harmless:
 """
 
 import functools
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -80,6 +81,14 @@ class Tokenizer:
         if begins:
             self.continuation = ~self.continuation
             self.continuation[[i for i, t in enumerate(self.tokens) if _is_control(t)]] = False
+        added = backend.get_added_tokens_decoder()
+        self.continuation[list(added)] = False
+        if any(t.special and t.content not in self.special_tokens for t in added.values()):
+            # Others, such as markers of entities, are matched in text, as those who made them do.
+            values = json.loads(backend.to_str())
+            for token in values["added_tokens"]:
+                token["special"] = token["content"] in self.special_tokens
+            backend = tokenizers.Tokenizer.from_str(json.dumps(values))
         backend.add_special_tokens(self.special_tokens)
         backend.encode_special_tokens = True
         self.backend = backend
@@ -158,7 +167,13 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
             return _check_case(tokenizer, lowercase, path)
         # The original reads with readline, which knows no line end but \n, and strips.
         lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-        tokenizer = wordpiece_tokenizer([line.strip() for line in lines], name=str(path))
+        tokens = [line.strip() for line in lines]
+        if any(t.startswith("▁") for t in tokens) and not any(t.startswith("##") for t in tokens):
+            raise UserError(
+                f"{path} lists pieces of a SentencePiece model (▁...), which cannot be told from a "
+                "list; give its .model file"
+            )
+        tokenizer = wordpiece_tokenizer(tokens, name=str(path))
         return _check_case(tokenizer, lowercase, path)
     except UserError:
         raise

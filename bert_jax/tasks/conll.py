@@ -89,7 +89,8 @@ def read_tags(
 ) -> list[tuple[str, ...]]:
     """The last column of a file with the same words as `sentences`.
 
-    BIOES and BILOU become IOB2; IOB stays as it is, as a stray I counts in some scores.
+    BIOES, BILOU and files in IOB1 become IOB2; IOB2 stays as it is, as a stray I counts in some
+    scores.
 
     Raises: UserError where it has other sentences, or something else than tags.
     """
@@ -107,7 +108,17 @@ def read_tags(
         raise UserError(f"{path}: {len(blocks)} sentences, where there should be {len(sentences)}")
     tags = [tuple(columns[-1] for _, columns in block) for block in blocks]
     others = any(tag[0] in _LETTERS for sentence in tags for tag in sentence)
-    return [to_iob2(sentence) for sentence in tags] if others else tags
+    # Of running text a stray I is always one: IOB1 is a scheme of words.
+    if others or (not joined and _is_iob1(tags)):
+        return [to_iob2(sentence) for sentence in tags]
+    return tags
+
+
+def _is_iob1(sentences: Iterable[Tags]) -> bool:
+    """Whether every B parts two entities of a type, and some I begins one."""
+    pairs = [pair for tags in sentences for pair in itertools.pairwise(["O", *tags])]
+    parts = all(before[2:] == tag[2:] for before, tag in pairs if tag[0] == "B")
+    return parts and any(before[2:] != tag[2:] for before, tag in pairs if tag[0] == "I")
 
 
 def to_iob2(tags: Tags) -> tuple[str, ...]:
