@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +20,21 @@ def provenance(benchmark: str) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "flags": sys.argv[1:],
+        "commit": _commit(),
         "versions": versions,
         "cores": len(os.sched_getaffinity(0)),
         "machine": _machine(),
     }
+
+
+def _commit() -> str:
+    """Of this repository, with a + where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+        return commit + "+" * bool(changed)
+    return ""
 
 
 def _machine() -> str:

@@ -29,13 +29,14 @@ _LEAST = {
     "model.feed_forward": 0, "model.max_positions": 1,
     "masking.max_predictions": 0, "masking.dupe_factor": 0,
     "eval_every": 0, "max_length": 4, "train_examples": 0, "reinit_layers": 0, "bilstm": 0,
-    "bilstm_width": 2,
+    "bilstm_width": 2, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
+    "optimizer.clip_norm": 0,
 }  # fmt: skip
-_POSITIVE = ("epochs", "learning_rate")
+_POSITIVE = ("epochs", "learning_rate", "model.init_stddev", "model.norm_epsilon")
 _SHARES = (
     "short_phase.share", "short_seq_prob", "masking.rate", "masking.mask_share",
     "masking.random_share", "model.hidden_dropout", "model.attention_dropout",
-    "dropout", "dev_share",
+    "dropout", "dev_share", "optimizer.beta1", "optimizer.beta2",
 )  # fmt: skip
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
@@ -102,8 +103,8 @@ def check_ranges(config: Any) -> None:
     for name in filter(flat.__contains__, _SHARES):
         if not 0 <= flat[name] <= 1:
             raise UserError(f"{name}={flat[name]} must lie between 0 and 1")
-        if name.endswith("dropout") and flat[name] == 1:
-            raise UserError(f"{name}=1 drops everything")
+        if name.endswith(("dropout", "beta1", "beta2")) and flat[name] == 1:
+            raise UserError(f"{name} must be below 1")
     if "masking.rate" in flat:
         _check_pretraining(config)
 
@@ -144,6 +145,12 @@ def stretches(config: Any) -> list[Stretch]:
     return [part for part in plan if part.start < part.stop]
 
 
+def _computes_in_bfloat16(device: Any) -> bool:
+    """Whether the device has units for it: TPUs, and NVIDIA's from Ampere (8.0) on."""
+    ampere = getattr(device, "compute_capability", "8.0")
+    return device.platform != "cpu" and float(ampere) >= 8
+
+
 def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:
     """The encoder of a config's `model` section; 0 as head or feed-forward width: D/N and 4·D.
 
@@ -151,7 +158,7 @@ def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> Enc
     """
     choose("model.activation", model["activation"], ACTIVATIONS)
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "bfloat16" if _computes_in_bfloat16(jax.devices()[0]) else "float32"
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype {dtype!r} is unknown; known: float32, bfloat16, auto")
     width, heads = model["width"], model["heads"]

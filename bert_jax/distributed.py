@@ -26,11 +26,11 @@ def initialize() -> None:
 
     Raises: UserError: they did not all arrive.
     """
-    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
     try:
         jax.distributed.initialize(
-            num_processes=int(count) if count else None,
-            process_id=int(index) if index else None,
+            num_processes=count,
+            process_id=index,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     except ValueError as error:
@@ -46,6 +46,14 @@ def initialize() -> None:
             f"the processes of this run did not find one another ({str(error).splitlines()[0]}); "
             "start the same command on every host of the slice"
         ) from error
+
+
+def _number(name: str) -> int | None:
+    """The whole number in a variable of the environment; None where it is not set."""
+    text = os.environ.get(name)
+    if text and not text.isdecimal():
+        raise UserError(f"the environment has {name}={text}, which must be a whole number")
+    return int(text) if text else None
 
 
 def is_main() -> bool:

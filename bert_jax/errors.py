@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -41,6 +42,8 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     # Progress of the libraries is not for users, and their errors reach us as exceptions.
     logging.set_verbosity(logging.FATAL)
+    # But for one: that there is an accelerator which this JAX cannot use.
+    getLogger("jax._src.xla_bridge").setLevel("WARNING")
     try:
         app.run(
             lambda argv: main(argv[1:]) if arguments else main(),
@@ -65,7 +68,7 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
         if "RESOURCE_EXHAUSTED" in first_line:
             _exit(
                 f"error: the device has too little memory ({first_line}); lower batch_size or the "
-                "length, or raise accumulation",
+                "length, raise accumulation, or set remat",
                 2,
             )
         if not distributed.lost_a_process(error):

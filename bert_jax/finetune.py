@@ -245,7 +245,8 @@ def open_initial(config: Any) -> weights.Pretrained:
     for note in model.notes:
         distributed.say(note)
     rates = {"hidden_dropout": config.dropout, "attention_dropout": config.dropout}
-    model = dataclasses.replace(model, model={**model.model, **rates})
+    remat = config.remat or model.model.get("remat", False)
+    model = dataclasses.replace(model, model={**model.model, **rates, "remat": remat})
     if config.reinit_layers > model.model["layers"]:
         raise errors.UserError(
             f"reinit_layers={config.reinit_layers} is over the {model.model['layers']} layers of "

@@ -22,7 +22,7 @@ from bert_jax.tasks.choice import Choice
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.squad import Answering
 from bert_jax.tasks.tagging import Tagging
-from bert_jax.weights import Pretrained, new_folder, some
+from bert_jax.weights import HUB, Pretrained, new_folder, some
 
 # Their classes, and which parts ours must have besides the encoder; the first that fits is written.
 _ARCHITECTURES = [
@@ -46,6 +46,8 @@ def read(folder: str | Path) -> Pretrained:
         something does not fit; names and shapes are listed.
     """
     folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no Hugging Face model: it has no config.json ({HUB})")
     config = read_json(folder / "config.json")
     _check_kind(config, folder)
     theirs = dict(_arrays(folder, config))

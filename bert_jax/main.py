@@ -186,7 +186,10 @@ def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
     """The parameters of the model `init_from`, on the mesh; it must have the same vocabulary."""
     source = open_model(config.init_from)
     if source.tokenizer.tokens != corpus.tokenizer.tokens:
-        raise UserError(f"init_from={config.init_from} has another vocabulary than {corpus.path}")
+        raise UserError(
+            f"init_from={config.init_from} has another vocabulary than {corpus.path}: prepare the "
+            "corpus with it (bert_jax.prepare --config.vocab=FOLDER of its vocabulary)"
+        )
     here, there = (
         encoder_config(model, corpus.tokenizer.vocab_size, "float32")
         for model in (config.model.to_dict(), source.model)
@@ -197,7 +200,8 @@ def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
     wanted = trainer.abstract_state["params"]
     params, new, unused = merge(wanted, source.params, config.init_from)
     if new:  # pre-training goes on with all of its heads or not at all
-        raise UserError(f"init_from={config.init_from} lacks {', '.join(new)}")
+        without = "; --config.nsp=false trains without" if new == ["nsp_head"] else ""
+        raise UserError(f"init_from={config.init_from} lacks {', '.join(new)}{without}")
     for note in [*source.notes, *(f"init_from: {name} is not used" for name in unused)]:
         distributed.say(note)
     return jax.device_put(params, jax.tree.map(lambda x: x.sharding, wanted))

@@ -87,8 +87,10 @@ def schedule(config: Any, steps: int) -> optax.Schedule:
         short = config.short_phase
         peak, warmup_steps, share = short.learning_rate, short.warmup_steps, short.share
         switch = round(steps * share) if peak else 0
+    if switch >= steps:
+        return learning_rate(peak, steps, warmup_steps, decay_from)
     last = learning_rate(config.learning_rate, steps - switch, config.warmup_steps, decay_from)
-    if not 0 < switch < steps:
+    if not switch:
         return last
     first = learning_rate(peak, switch, warmup_steps, decay_from)
     return optax.join_schedules([first, last], [switch])

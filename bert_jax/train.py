@@ -236,8 +236,10 @@ def run(
         evaluate = evaluate or functools.partial(held_out_means, trainer)
         restored = checkpoints.restore(trainer.abstract_state)
         step, state = restored or (0, trainer.init(initial_params))
-    if restored:
-        distributed.say(f"continuing {workdir} from step {step}")
+    mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items() if size > 1)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    begins = f"continuing {workdir} from" if restored else "training from"
+    distributed.say(f"{begins} step {step} on {devices}{mesh and f' ({mesh})'}")
     ledger.open(workdir, step)
     log = metrics_lib.MetricsLog(workdir, step)
     clock = _Clock()

@@ -21,6 +21,8 @@ from bert_jax.models.body import Body
 
 _TUNING = ("features", "bilstm", "bilstm_width", "max_length")
 
+HUB = "one of the Hugging Face hub is downloaded with hf download NAME --local-dir FOLDER"
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
@@ -70,8 +72,7 @@ def open_model(path: str | Path) -> Pretrained:
     if not (path / "config.json").exists():
         raise UserError(
             f"{path} is not a model: it has neither the config.json of a run or of Hugging Face "
-            "nor the bert_config.json of a TF1 release (one of the Hugging Face hub is downloaded "
-            "with hf download NAME --local-dir FOLDER)"
+            f"nor the bert_config.json of a TF1 release ({HUB})"
         )
     config = read_json(path / "config.json")
     if "model" not in config:

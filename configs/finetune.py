@@ -107,6 +107,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.bilstm = 0  # layers of a fresh BiLSTM on top (paper, feature-based: 2)
     config.bilstm_width = 768
 
+    config.remat = False  # recompute activations in the backward pass: less memory
     config.dtype = "auto"  # of the computation; bfloat16 on accelerators, float32 on CPU
     config.log_every = 50  # steps
     config.eval_every = 0  # steps; 0: once an epoch

@@ -138,10 +138,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.head_width = 0  # 0: width / heads
     config.model.feed_forward = 0  # 0: 4 * width
     config.model.max_positions = 512
+    config.model.segment_types = 2
     config.model.activation = "gelu"  # erf (paper); gelu_tanh (released code since 2019-02); relu
-    config.model.init_stddev = preset[
-        "init_stddev"
-    ]  # of fresh kernels and embeddings, cut at two of it
+    config.model.norm_epsilon = 1e-12
+    # of fresh kernels and embeddings, cut at two of it
+    config.model.init_stddev = preset["init_stddev"]
     config.model.causal = causal  # no position looks to its right: the objective is LTR
     config.model.hidden_dropout = preset["dropout"]
     config.model.attention_dropout = preset["dropout"]

@@ -25,7 +25,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from bert_jax import errors, figures, finetune, memory
+from bert_jax import distributed, errors, figures, finetune, memory
 from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.grid import GRIDS, name_of, settings
@@ -45,6 +45,7 @@ def main() -> None:
     if config.mode != "train":
         raise errors.UserError(f"a sweep trains: mode={config.mode} is for bert_jax.finetune")
     memory.keep_freed_memory()
+    distributed.initialize()
     check_grid(config, _GRID.value)
     folder = Path(workdir)
     if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs
@@ -55,6 +56,8 @@ def main() -> None:
         progress.set_postfix({**point, "seed": seed})
         results.append(run_one(config, point, seed, folder))
         _drop_checkpoints(results)
+    if not distributed.is_main():
+        return
     table = summarise(results)
     write_json(folder / "sweep.json", table)
     text = as_markdown(table)
@@ -91,7 +94,7 @@ def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> d
     one.update({**point, "seed": seed})
     if (workdir / "config.json").exists():
         check_same(workdir, one.to_dict(), _MAY_CHANGE, whole=False)
-    if not path.exists():
+    if not distributed.agree([path.exists()])[0]:
         # What a run says about itself is in its folder.
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):

@@ -15,7 +15,7 @@ import tiny_corpus
 from ml_collections import ConfigDict
 
 from bert_jax import main, optim
-from bert_jax.config import SIZES, check_ranges, parse_arg, stretches
+from bert_jax.config import SIZES, check_ranges, encoder_config, parse_arg, stretches
 from bert_jax.errors import UserError
 from configs import pretrain
 
@@ -64,6 +64,54 @@ def test_published_sizes():
     """Parameters of the released checkpoints, in millions (encoder and pooler 109.5, 335.1)."""
     for size, millions in {"base": 110.1, "large": 336.2}.items():
         assert count(shapes(f"size={size}", 128)[0]) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize("preset", pretrain.PRESETS)
+def test_the_state_of_every_preset(preset):
+    """Both moments of every parameter, of Adam and of LAMB."""
+    config = pretrain.get_config(f"size=base,preset={preset}")
+    params = shapes("size=base", 128)[0]
+    transform = optim.optimizer(config.optimizer, optim.schedule(config, config.steps))
+    state = jax.eval_shape(transform.init, params)
+    assert count(jax.tree.leaves(state)) - 2 * count(params) in (1, 2)  # counts of steps
+
+
+def test_left_to_right_at_full_scale():
+    params, loss, metrics = shapes("size=base,objective=ltr,nsp=false", 512)
+    assert params.keys() == {"encoder", "mlm_head"} and loss.sum.shape == ()
+    assert metrics.keys() == {"lm_loss", "lm_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.clip_norm": -1.0}, "optimizer.clip_norm=-1.0 must be at least 0"),
+        ({"optimizer.beta1": 1.0}, "optimizer.beta1 must be below 1"),
+        ({"optimizer.weight_decay": -0.01}, "optimizer.weight_decay=-0.01 must be at least 0"),
+        ({"model.init_stddev": 0.0}, "model.init_stddev=0 must be above 0"),
+        ({"model.hidden_dropout": 1.0}, "model.hidden_dropout must be below 1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(changes, message):
+    config = pretrain.get_config("size=tiny")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        check_ranges(config)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ({"platform": "cpu"}, "float32"),
+        ({"platform": "tpu"}, "bfloat16"),
+        ({"platform": "gpu", "compute_capability": "9.0"}, "bfloat16"),
+        ({"platform": "gpu", "compute_capability": "7.5"}, "float32"),  # T4
+    ],
+)
+def test_the_precision_is_what_the_device_has_units_for(device, dtype, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(**device)])
+    model = pretrain.get_config("size=tiny").model
+    assert encoder_config(model.to_dict(), 100, "auto").dtype == dtype
 
 
 @pytest.mark.parametrize("phases", [True, False])

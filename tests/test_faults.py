@@ -6,6 +6,7 @@ Each is one clear error, the checkpoints committed before are intact, and the ru
 import contextlib
 import errno
 import io
+import os
 import resource
 import signal
 import subprocess
@@ -138,6 +139,31 @@ def test_a_second_interrupt_does_not_wait(corpus, tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert steps_of(tmp_path / "run") == [4, 8]
+
+
+def test_a_number_of_processes_that_is_none_is_one_line():
+    program = (
+        "from bert_jax import distributed, errors\n"
+        "def main(): distributed.initialize()\n"
+        "errors.run(main)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True,
+        env={**os.environ, "JAX_NUM_PROCESSES": "two"},
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (
+        2, "error: the environment has JAX_NUM_PROCESSES=two, which must be a whole number\n",
+    )  # fmt: skip
+
+
+def test_an_accelerator_that_jax_cannot_use_is_told():
+    program = (
+        "import logging; from bert_jax import errors\n"
+        "def main(): [logging.getLogger(n).warning(n) for n in ('jax._src.xla_bridge', 'other')]\n"
+        "errors.run(main)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "jax._src.xla_bridge" in found.stderr and "other" not in found.stderr
 
 
 def test_an_interrupt_is_one_line():

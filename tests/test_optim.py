@@ -15,6 +15,7 @@ from bert_jax.errors import UserError
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
+from configs import pretrain
 
 RELEASED = {  # google-research/bert optimization.py
     "name": "adamw",
@@ -132,6 +133,14 @@ def test_warmup_as_long_as_the_run_only_rises(decay_from):
 def test_wrong_schedules_are_user_errors(arguments, names):
     with pytest.raises(UserError, match=names):
         optim.learning_rate(*arguments)
+
+
+def test_a_first_phase_alone_has_its_own_schedule():
+    config = pretrain.get_config("size=large,preset=lamb,phases=true")
+    config.short_phase.share = 1.0
+    rate = optim.schedule(config, config.steps)
+    warm = round(0.2843 * config.steps)
+    assert float(rate(warm)) == pytest.approx(6e-3) and rate(config.steps) == 0
 
 
 # Which parameters decay.

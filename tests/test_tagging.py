@@ -298,6 +298,7 @@ def test_every_piece_is_tagged_where_it_has_the_most_context(room):
     [
         ("a O\n\nb O\n", "p.conll:1: a sentence of 1 words, where x:1 has 2"),
         ("a O\nb Y\n", "p.conll:2: 'Y' is not a tag"),
+        ("a O\nc O\n", "p.conll:2: the word is 'c', where x:1 has 'b'"),
         ("a O\nb O\n\nc O\n", "p.conll: 2 sentences, where there should be 1"),
         ("", "p.conll: 0 sentences"),
     ],

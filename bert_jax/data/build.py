@@ -80,7 +80,7 @@ def _check_settings(config: ml_collections.ConfigDict) -> None:
 def _hash_sources(files: Sequence[tuple[str, str]], config: Any) -> list[dict[str, Any]]:
     """`path`, `bytes` and `sha256` of each source; Python packages are summed up."""
     result = []
-    for kind, path in files:
+    for kind, path in tqdm(files, "reading", delay=3, leave=False, unit="file"):
         entry: dict[str, Any] = {"source": kind, "path": path}
         if kind == "pydocs":
             digest, size = hashlib.sha256(), 0

@@ -101,9 +101,14 @@ def read_tags(
                 f"{path}:{block[0][0]}: a sentence of {len(block)} words, where {sentence.where} "
                 f"has {len(sentence.words)}: these are not predictions for that file"
             )
-        for number, columns in block:
+        for (number, columns), word in zip(block, sentence.words, strict=True):
             if not _TAG.fullmatch(columns[-1]):
                 raise _not_a_tag(path, number, columns[-1])
+            if len(columns) > 1 and columns[0] != word:
+                raise UserError(
+                    f"{path}:{number}: the word is {columns[0]!r}, where {sentence.where} has "
+                    f"{word!r}: these are not predictions for that file"
+                )
     if len(blocks) != len(sentences):
         raise UserError(f"{path}: {len(blocks)} sentences, where there should be {len(sentences)}")
     tags = [tuple(columns[-1] for _, columns in block) for block in blocks]

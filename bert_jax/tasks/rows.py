@@ -102,7 +102,7 @@ def column(row: Row, *names: str) -> str:
     wanted, known = " or ".join(map(repr, names)), ", ".join(fields)
     raise UserError(
         f"{where}: there is no column {wanted}; the columns are: {known} (of task=custom, "
-        "--config.custom says what they are)"
+        "--config.custom says in training what they are)"
     )
 
 
