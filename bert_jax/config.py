@@ -104,7 +104,7 @@ def check_ranges(config: Any) -> None:
         if not 0 <= flat[name] <= 1:
             raise UserError(f"{name}={flat[name]} must lie between 0 and 1")
         if name.endswith(("dropout", "beta1", "beta2")) and flat[name] == 1:
-            raise UserError(f"{name} must be below 1")
+            raise UserError(f"{name}=1 must be below 1")
     if "masking.rate" in flat:
         _check_pretraining(config)
 

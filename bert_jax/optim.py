@@ -99,15 +99,15 @@ def schedule(config: Any, steps: int) -> optax.Schedule:
 def optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decoupled weight decay, [LAMB's trust ratio,] learning rate.
 
-    config: name (adamw|lamb), beta1, beta2, epsilon, weight_decay, clip_norm (0: no clipping),
-    bias_correction.
+    config: name (adamw|lamb), beta1, beta2, epsilon, weight_decay, decay_all (of biases and norms,
+    too), clip_norm (0: no clipping), bias_correction.
     """
     if config.name not in ("adamw", "lamb"):
         raise UserError(f"optimizer.name is {config.name!r}; known: adamw, lamb")
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += [
         scale_by_adam(config.beta1, config.beta2, config.epsilon, config.bias_correction),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.add_decayed_weights(config.weight_decay, None if config.decay_all else decayed),
     ]
     if config.name == "lamb":
         parts.append(optax.masked(optax.scale_by_trust_ratio(), decayed))

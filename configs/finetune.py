@@ -98,6 +98,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
     config.optimizer.bias_correction = recipe["bias_correction"]
+    config.optimizer.decay_all = False  # weights of biases and norms decay, too
     config.optimizer.decay_from = recipe["decay_from"]
     config.dropout = 0.1  # everywhere, whatever the model was pre-trained with
     config.reinit_layers = recipe["reinit_layers"]  # top layers (and the pooler) made new

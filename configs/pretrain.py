@@ -118,6 +118,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.01  # not of biases and layer norms
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
     config.optimizer.bias_correction = preset["bias_correction"]
+    config.optimizer.decay_all = False  # weights of biases and norms decay, too
     config.optimizer.decay_from = preset["decay_from"]  # start (released code) or warmup
 
     config.nsp = a.nsp and not causal  # next sentence prediction

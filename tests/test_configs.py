@@ -86,10 +86,10 @@ def test_left_to_right_at_full_scale():
     ("changes", "message"),
     [
         ({"optimizer.clip_norm": -1.0}, "optimizer.clip_norm=-1.0 must be at least 0"),
-        ({"optimizer.beta1": 1.0}, "optimizer.beta1 must be below 1"),
+        ({"optimizer.beta1": 1.0}, "optimizer.beta1=1 must be below 1"),
         ({"optimizer.weight_decay": -0.01}, "optimizer.weight_decay=-0.01 must be at least 0"),
         ({"model.init_stddev": 0.0}, "model.init_stddev=0 must be above 0"),
-        ({"model.hidden_dropout": 1.0}, "model.hidden_dropout must be below 1"),
+        ({"model.hidden_dropout": 1.0}, "model.hidden_dropout=1 must be below 1"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(changes, message):
@@ -153,7 +153,7 @@ def test_paper_preset_is_the_paper():
     assert (config.batch_size, config.steps, config.learning_rate) == (256, 1_000_000, 1e-4)
     assert dict(config.optimizer) == {
         "name": "adamw", "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-6, "weight_decay": 0.01,
-        "clip_norm": 1.0, "bias_correction": False, "decay_from": "start",
+        "decay_all": False, "clip_norm": 1.0, "bias_correction": False, "decay_from": "start",
     }  # fmt: skip
     assert dict(config.masking) == {
         "rate": 0.15, "mask_share": 0.8, "random_share": 0.1, "whole_word": False,

@@ -23,6 +23,7 @@ RELEASED = {  # google-research/bert optimization.py
     "beta2": 0.999,
     "epsilon": 1e-6,
     "weight_decay": 0.01,
+    "decay_all": False,
     "clip_norm": 1.0,
     "bias_correction": False,
 }
@@ -190,7 +191,7 @@ def literal_adamw(params, steps: int, rates, c, ratio=None, grads=gradients):
             v[name] = c.beta2 * v[name] + (1 - c.beta2) * g * g
             update = m[name] / (np.sqrt(v[name]) + c.epsilon)
             excluded = re.search("norm|bias", name)
-            if not excluded:
+            if c.decay_all or not excluded:
                 update = update + c.weight_decay * params[name]
             if ratio and not excluded:
                 update = update * ratio(params[name], update)
@@ -205,7 +206,10 @@ def schedule(count):
     return jnp.asarray(RATES)[count]
 
 
-@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.0}, {"beta2": 0.98, "weight_decay": 0.3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"clip_norm": 0.0}, {"beta2": 0.98, "weight_decay": 0.3}, {"decay_all": True}],
+)
 def test_released_adamw_step_by_step(params, changes):
     c = settings(**changes)
     for steps in (1, 5):

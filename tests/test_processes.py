@@ -211,7 +211,7 @@ def test_a_sigkill_of_one_stops_the_others(environment, corpus_path, tmp_path, k
     signs = ("another process of this run is gone", "which it does when process 0 is gone")
     assert sum(map(text.count, signs)) == 2, text[-3000:]
     finish(launcher, log)
-    [step] = set(re.findall(r"from step (\d+)", log.read_text()))
+    [step] = set(re.findall(r"continuing .* from step (\d+)", log.read_text()))
     assert int(step) in (6, 12, 18)  # where a checkpoint was committed by then
     assert json.loads((workdir / "report.json").read_text())["steps"] == STEPS
 
