@@ -1,5 +1,6 @@
 """Config files: their typed arguments, and from their fields to the objects of a run."""
 
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -146,9 +147,9 @@ def stretches(config: Any) -> list[Stretch]:
 
 
 def _computes_in_bfloat16(device: Any) -> bool:
-    """Whether the device has units for it: TPUs, and NVIDIA's from Ampere (8.0) on."""
-    ampere = getattr(device, "compute_capability", "8.0")
-    return device.platform != "cpu" and float(ampere) >= 8
+    """Whether the device has units for it: all but CPUs and NVIDIA's before Ampere (8.0)."""
+    nvidia = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    return device.platform != "cpu" and (nvidia is None or int(nvidia[1]) >= 8)
 
 
 def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:

@@ -106,6 +106,7 @@ def test_numbers_that_cannot_be_are_refused(changes, message):
         ({"platform": "tpu"}, "bfloat16"),
         ({"platform": "gpu", "compute_capability": "9.0"}, "bfloat16"),
         ({"platform": "gpu", "compute_capability": "7.5"}, "float32"),  # T4
+        ({"platform": "gpu", "compute_capability": "gfx942"}, "bfloat16"),
     ],
 )
 def test_the_precision_is_what_the_device_has_units_for(device, dtype, monkeypatch):
