@@ -292,7 +292,7 @@ def encode_pairs(
 def join_texts(
     pieces: Sequence[Sequence[int]], tokenizer: Tokenizer, max_length: int
 ) -> dict[str, np.ndarray]:
-    """ "tokens" and "segments" int32[S] of one text or two; see `encode_pairs`."""
+    """Arrays "tokens" and "segments", int32[S], of one text or two; see `encode_pairs`."""
     first, second = (*pieces, ())[:2]
     room = max_length - 1 - len(pieces)
     kept = min(len(first), max(room - len(second), (room + 1) // 2))
