@@ -200,17 +200,16 @@ def points(config: Any, row: Row, column: Column) -> list[dict[str, Any]]:
 
 
 def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Job]:
-    """What must be run, each once, pre-trainings first."""
+    """What must be run, each once: pre-trainings first, of them the longest, so that processes that
+    share the work end together."""
     found: dict[Path, Job] = {}
     given = starts_from_checkpoint(config)
-    for row in table.rows:
-        folder = out / "pretraining" / row.pretraining
-        if not given and folder not in found:
-            one = pretraining_config(config, row.pretraining)
-            run = functools.partial(pretraining.pretrain, one, folder)
-            found[folder] = Job(
-                folder, folder / "report.json", run, None, one, pretraining.MAY_CHANGE
-            )
+    made = {r.pretraining: pretraining_config(config, r.pretraining) for r in table.rows}
+    by_length = sorted(made.items(), key=lambda m: -m[1].model.layers * m[1].model.width ** 2)
+    for name, one in () if given else by_length:
+        folder = out / "pretraining" / name
+        run = functools.partial(pretraining.pretrain, one, folder)
+        found[folder] = Job(folder, folder / "report.json", run, None, one, pretraining.MAY_CHANGE)
     for cell in cells:
         folder = out / "pretraining" / cell.row.pretraining
         start = Path(config.checkpoint) if given else folder

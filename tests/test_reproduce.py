@@ -106,6 +106,15 @@ def test_every_table_at_every_scale_is_of_valid_runs(table, scale):
         assert {n for row in rows for n in row.published} - names <= {"perplexity"}
 
 
+def test_the_longest_pretraining_is_first(tmp_path):
+    """Processes that share the work would else wait for the one that began the largest last."""
+    config = config_file.get_config("table=6,tasks=cola")
+    found = reproduce.jobs(config, get_table("6", "laptop"), [], tmp_path)
+    assert [job.folder.name for job in found] == [
+        "L8_H192_A6", "L4_H192_A6", "BERT", "L2_H128_A1", "L2_H128_A4", "L1_H128_A4",
+    ]  # fmt: skip
+
+
 def test_the_variants_of_table_5():
     config = config_file.get_config("table=5,scale=paper")
     settings = {
