@@ -240,7 +240,7 @@ def peer_step(config: Any, objective: LanguageModel, mesh: jax.sharding.Mesh) ->
 
 
 def report(name: str, lowered: Any, target: tpu.Slice, folder: str) -> dict[str, Any]:
-    """Compiles a step, prints its tables, and returns what is in them."""
+    """Compiles a step, prints its tables, and returns them; UserError if it does not fit."""
     print(f"compiling {name} for {target.name} ...", file=sys.stderr)
     begin = time.perf_counter()
     try:

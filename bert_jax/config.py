@@ -156,6 +156,7 @@ def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> Enc
     """The encoder of a config's `model` section; 0 as head or feed-forward width: D/N and 4·D.
 
     dtype: float32, bfloat16, or auto: bfloat16 where the accelerator computes in it.
+    Raises: UserError: an unknown activation or dtype, or heads that do not divide the width.
     """
     choose("model.activation", model["activation"], ACTIVATIONS)
     if dtype == "auto":

@@ -150,7 +150,10 @@ def _say_finished(workdir: Path) -> None:
 
 
 def apply_model(config: Any, workdir: Path) -> dict[str, Any]:
-    """Evaluates or predicts with the model in the work directory; writes into MODE/ in it."""
+    """Evaluates or predicts with the model in the work directory; writes into MODE/ in it.
+
+    Raises: UserError: it holds no model of this task, or the data has no such split.
+    """
     check_ranges(config)
     if not (workdir / "task.json").exists():
         raise errors.UserError(f"{workdir} holds no fine-tuned model (it has no task.json)")
@@ -232,7 +235,10 @@ def read_splits(task: Task, config: Any) -> Examples:
 
 
 def open_initial(config: Any) -> weights.Pretrained:
-    """The model to start from, with the config's dropout and new tokens."""
+    """The model to start from, with the config's dropout and new tokens.
+
+    Raises: UserError: there is none, or it has fewer layers or positions than the config asks for.
+    """
     if not config.init_from:
         raise errors.UserError(
             "--config.init_from=FOLDER is needed: a pre-trained model (with "
@@ -268,7 +274,10 @@ def open_initial(config: Any) -> weights.Pretrained:
 def build_phase(
     config: Any, encoder: EncoderConfig, features: Sequence[Feature], tokenizer: Tokenizer
 ) -> train.Phase:
-    """The one phase of fine-tuning: `epochs` passes over the features (windows of long texts)."""
+    """The one phase of fine-tuning: `epochs` passes over the features (windows of long texts).
+
+    Raises: UserError: there are none.
+    """
     if not features:
         raise errors.UserError("nothing of the training examples can be learnt from")
     steps = max(1, int(len(features) / config.batch_size * config.epochs))

@@ -92,6 +92,7 @@ class Model(TaskModel):
 
         pooling: "mean" over the text's tokens ([CLS] and [SEP] included), or "cls": that of [CLS];
           of a left-to-right model the last, which alone has seen the whole text.
+        Raises: UserError: another pooling, one string as `texts`, or too large a `max_length`.
         """
         if pooling not in ("mean", "cls"):
             raise UserError(f"pooling {pooling!r} is unknown; known: mean, cls")

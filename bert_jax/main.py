@@ -52,7 +52,11 @@ def main() -> None:
 
 
 def pretrain(config: Any, workdir: Path) -> None:
-    """Trains to the end and reports, from wherever the work directory is."""
+    """Trains to the end and reports, from wherever the work directory is.
+
+    Raises: UserError: a setting, the corpus, `init_from` or what lies in `workdir` does not fit;
+      else as `train.run`.
+    """
     check_ranges(config)
     if not config.corpus:
         raise UserError("--config.corpus=FOLDER is needed")

@@ -79,7 +79,10 @@ class MetricsLog:
     def write(
         self, step: int, split: str, metrics: Mapping[str, float], time: Mapping[str, float]
     ) -> None:
-        """Appends a line, flushed, and the same numbers as events."""
+        """Appends a line, flushed, and the same numbers as events.
+
+        Raises: OSError, with the file's name: it cannot be written.
+        """
         if not self._writes:
             return
         line: dict[str, Any] = {"step": step, "split": split, **metrics, "time": dict(time)}
@@ -92,8 +95,9 @@ class MetricsLog:
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
+        """Closes both; what could not be written has been said."""
         for file in (self._file, self._events) if self._writes else ():
-            with contextlib.suppress(OSError):  # what could not be written has been said
+            with contextlib.suppress(OSError):
                 file.close()
 
 

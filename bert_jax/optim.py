@@ -59,6 +59,7 @@ def learning_rate(
     warmup_steps: below 1 it is a share of the steps.
     decay_from: "start": the line falls from step 0, so the rate jumps down a little where warm-up
     ends (released code); "warmup": it falls from the peak at the end of warm-up.
+    Raises: UserError: another `decay_from`, or warm-up longer than the training.
     """
     if decay_from not in ("start", "warmup"):
         raise UserError(f"optimizer.decay_from is {decay_from!r}; known: start, warmup")
@@ -101,6 +102,7 @@ def optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransforma
 
     config: name (adamw|lamb), beta1, beta2, epsilon, weight_decay, decay_all (of biases and norms,
     too), clip_norm (0: no clipping), bias_correction.
+    Raises: UserError: another name.
     """
     if config.name not in ("adamw", "lamb"):
         raise UserError(f"optimizer.name is {config.name!r}; known: adamw, lamb")

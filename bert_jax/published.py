@@ -67,15 +67,18 @@ class Array:
 
     @property
     def their_shape(self) -> tuple[int, ...]:
+        """Kernels are [outputs, inputs] there; heads are not an axis of their own."""
         if self.inputs:
             return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
         return self.shape if self.theirs.endswith("embeddings.weight") else (math.prod(self.shape),)
 
     def to_ours(self, value: np.ndarray) -> np.ndarray:
+        """float32[shape] of an array of `their_shape`."""
         value = value.T if self.inputs else value
         return np.ascontiguousarray(value.reshape(self.shape), np.float32)
 
     def to_theirs(self, value: np.ndarray) -> np.ndarray:
+        """float32[their_shape] of an array of `shape`."""
         value = value.reshape(self.their_shape[::-1]).T if self.inputs else value
         return np.ascontiguousarray(value.reshape(self.their_shape), np.float32)
 
@@ -124,7 +127,10 @@ def layout(c: EncoderConfig, parts: Mapping[str, int]) -> dict[str, Array]:
 
 
 def model_section(config: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], EncoderConfig]:
-    """The `model` section that a BERT config means, and the encoder with all its rows."""
+    """The `model` section that a BERT config means, and the encoder with all its rows.
+
+    Raises: UserError, naming `where`: a size is missing, or something is not supported.
+    """
     missing = [name for name in (*SIZES, "vocab_size", "hidden_act") if name not in config]
     if missing:
         raise UserError(f"{where}: the config lacks {', '.join(missing)}")

@@ -288,7 +288,10 @@ def perplexities(config: Any, table: Table, out: Path) -> dict[str, float]:
 
 
 def plan_pretrainings(config: Any, target: tpu.Slice) -> None:
-    """Compiles each pre-training of the table for the slice, and prints what it takes."""
+    """Compiles each pre-training of the table for the slice, and prints what it takes.
+
+    Raises: UserError: the table has none.
+    """
     if config.table in FROM_CHECKPOINT:
         raise UserError(f"table {config.table} pre-trains nothing")
     total = 0.0

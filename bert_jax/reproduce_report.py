@@ -29,9 +29,11 @@ class Result:
 
     @property
     def path(self) -> Path:
+        """The file that is there when the run is finished."""
         return self.folder / "results.json"
 
     def read(self) -> dict[str, Any]:
+        """What `finetune` wrote."""
         return json.loads(self.path.read_text(encoding="utf-8"))
 
 

@@ -29,6 +29,7 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh (data, fsdp, tensor) over all devices; one size may be -1: whatever is left.
 
     devices: others than those of this machine, as of a topology to compile for.
+    Raises: UserError: the sizes do not multiply to the number of devices.
     """
     shape = [sizes[axis] for axis in MESH_AXES]
     devices = jax.devices() if devices is None else devices

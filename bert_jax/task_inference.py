@@ -102,6 +102,7 @@ class TaskModel:
         """The label, labels or numbers of each text or pair.
 
         A text that is longer than those of fine-tuning is cut at its end, as it was there.
+        Raises: UserError: the model is of another task, or not of such texts.
         """
         task: Any = self._require("classification", "classify texts")
         count = len(task.texts)
@@ -189,6 +190,7 @@ class TaskModel:
           prompt: one, or a list of them. endings: those of the prompt, or a list for each.
           batch_size: prompts at a time.
         Returns: a `Choice`, of a list a list.
+        Raises: UserError: the model is of another task, or there are not endings for each prompt.
         """
         task = self._require("choice", "choose endings")
         alone = isinstance(prompt, str)
@@ -246,6 +248,7 @@ def batch_limits(count: int, batch_size: int) -> tuple[int, int]:
 
 
 def as_list(texts: Sequence[Any]) -> Sequence[Any]:
+    """The same; UserError if it is one string, whose letters would be taken for texts."""
     if isinstance(texts, str):
         raise UserError("a list of texts (or of pairs) is expected, not one string")
     return texts

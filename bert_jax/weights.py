@@ -173,6 +173,7 @@ def add_tokens(pretrained: Pretrained, tokens: Sequence[str], seed: int = 0) -> 
     head grows by zeros. Old ids and rows stay as they are. Tokens that the vocabulary has already
     (as the tokenizer normalises them, so that of Zika and zika an uncased one needs only one) are
     left out, and named in the notes.
+    Raises: UserError: the vocabulary holds a token twice.
     """
     old = pretrained.tokenizer
     backend = tokenizers.Tokenizer.from_str(old.backend.to_str())

@@ -76,6 +76,7 @@ class Split:
             the end of a document.
 
         Returns: K int32 arrays [tokens of the range]; read-only views, don't keep many for long.
+        Raises: IndexError: a range is empty or past the end.
         """
         starts, ends = np.asarray(starts, np.int64), np.asarray(ends, np.int64)
         if not len(starts):

@@ -197,6 +197,7 @@ def wordpiece_tokenizer(
       lowercase: None to find out from the vocabulary: uncased unless it has cased ASCII words.
       keep_whole: Hangul and voiced kana; None to find out: if the vocabulary has any.
       name: what errors call the vocabulary.
+    Raises: UserError: it has no [UNK].
     """
     if ROLES["unk"][0] not in tokens:
         raise UserError(f"{name} lacks the special token [UNK]")

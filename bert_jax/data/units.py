@@ -212,7 +212,10 @@ class Stopped(Exception):
 
 
 def report(size: int) -> None:
-    """Counts bytes of input as done, for the progress bar."""
+    """Counts bytes of input as done, for the progress bar.
+
+    Raises: Stopped: another worker failed.
+    """
     if _state is None:
         return
     with _state.get_lock():

@@ -49,7 +49,9 @@ class LanguageModel(Objective, Protocol):
     """An objective of pre-training: tokens are predicted at some positions."""
 
     @property
-    def encoder(self) -> EncoderConfig: ...
+    def encoder(self) -> EncoderConfig:
+        """Of the model that is trained."""
+        ...
 
     @property
     def name(self) -> str:

@@ -17,22 +17,18 @@ from bert_jax.models.body import Body
 from bert_jax.models.heads import Classifier, Pooler
 from bert_jax.models.layers import EncoderConfig, apply
 from bert_jax.models.operations import Key, dropout, fold
-from bert_jax.objectives.base import Batch, Mean, Params, cross_entropy, weighted_mean
+from bert_jax.objectives.base import Batch, Mean, Objective, Params, cross_entropy, weighted_mean
 
 _HEAD_SITE = 1_000_000  # dropout site of the heads; the encoder's are its layers
 
 
-class TaskObjective(Protocol):
-    """An objective (`objectives.base`) that also predicts."""
+class TaskObjective(Objective, Protocol):
+    """An objective that also predicts."""
 
     @property
-    def body(self) -> Body: ...
-
-    def init(self, key: jax.Array, batch: Batch) -> Params: ...
-
-    def loss(
-        self, params: Params, batch: Batch, key: jax.Array, train: bool
-    ) -> tuple[Mean, dict[str, Mean]]: ...
+    def body(self) -> Body:
+        """The encoder below the head, and what is made of its layers."""
+        ...
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """float32 outputs, each [B, ...], without dropout."""

@@ -102,7 +102,9 @@ class Task(Protocol):
     """A row of the table of tasks; `E` below is the family's example, `P` its prediction."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its key in the table."""
+        ...
 
     @property
     def metric(self) -> str:
@@ -218,6 +220,7 @@ def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
     """Splits examples into (train, dev) by group, or one by one where they have none.
 
     The choice is a hash of the group's name (or the example's place), so it stays the same.
+    Raises: UserError: one of the two would be empty.
     """
 
     def is_dev(place: int, example: E) -> bool:
@@ -273,6 +276,7 @@ def encode_pairs(
       pairs: of one text each, or of two.
       max_length: [CLS] and [SEP] included.
     Returns: a feature of each, with "tokens" and "segments" int32[S].
+    Raises: UserError: `max_length` leaves no room.
     """
     encoded: list[Feature] = []
     parts = range(0, len(pairs), 10_000)  # bounds what the encodings take

@@ -125,7 +125,7 @@ class Choice:
         )
 
     def fit(self, examples: Sequence[Question]) -> "Choice":
-        """The task itself, after a check of the labels."""
+        """The task itself, after a check of the labels (see `tasks.base.Task`)."""
         for example in examples:
             if example.label is None:
                 raise UserError(
@@ -187,7 +187,7 @@ class Choice:
         return [int(np.argmax(output["logits"])) for output in outputs]
 
     def score(self, examples: Sequence[Question], predictions: Sequence[int]) -> dict[str, float]:
-        """{"accuracy"}."""
+        """{"accuracy"}; UserError where a label is missing."""
         unlabelled = next((e.where for e in examples if e.label is None), None)
         if unlabelled:
             raise UserError(f"{unlabelled}: without a label there is no score")

@@ -100,6 +100,7 @@ class Classification:
           label: column of the label; of numbers one or more columns, separated by commas.
           kind: "single", "multi" or "numbers".
           separator: between several labels in the column.
+        Raises: UserError: an unknown kind, an empty name, several columns of one label.
         """
         columns = [name.strip() for name in label.split(",")]
         if kind not in KINDS:

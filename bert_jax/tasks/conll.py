@@ -162,14 +162,17 @@ class Counts:
 
     @property
     def precision(self) -> float:
+        """Of what was found; 0 to 1, 0 where nothing was."""
         return self.correct / self.found if self.found else 0.0
 
     @property
     def recall(self) -> float:
+        """Of what is there; 0 to 1, 0 where nothing is."""
         return self.correct / self.gold if self.gold else 0.0
 
     @property
     def f1(self) -> float:
+        """Harmonic mean of the two."""
         return 2 * self.correct / (self.gold + self.found) if self.correct else 0.0
 
 

@@ -65,7 +65,7 @@ class Tagging:
         return None if path is None else conll.read_sentences(path, self.joined)
 
     def fit(self, examples: Sequence[Sentence]) -> "Tagging":
-        """The task with B- and I- of every type that occurs."""
+        """The task with B- and I- of every type that occurs (see `tasks.base.Task`)."""
         untagged = next((e.where for e in examples if e.tags is None), None)
         if untagged:
             raise UserError(f"{untagged}: a training file needs tags in its last column")
@@ -86,6 +86,8 @@ class Tagging:
 
         With `train`, "token_labels" int32[S], -1 where a position has none. `info` is int[n, 3]:
         position, first word and end of the words that it tags; a word occurs in one window only.
+
+        Raises: UserError, with file and line: a tag that training did not have.
         """
         numbers = {label: number for number, label in enumerate(self.labels)}
         for example in examples:
