@@ -3,12 +3,14 @@
   python -m bert_jax.convert --from=hf --src=bert-base-uncased --dst=RUN
   python -m bert_jax.convert --from=tf1 --src=uncased_L-12_H-768_A-12 --dst=RUN
   python -m bert_jax.convert --to=hf --src=RUN --dst=FOLDER
+  python -m bert_jax.convert --to=tf1 --src=RUN --dst=FOLDER
   python -m bert_jax.convert --src=RUN --dst=RUN2 --add_tokens=tokens.txt
 
 `--config.init_from` and `bert_jax.load` take such folders directly; this is for keeping one.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import flags
@@ -19,7 +21,11 @@ from bert_jax.models.layers import ACTIVATIONS
 from bert_jax.weights import Pretrained, add_tokens, open_model, read_tokens, save_model
 
 _READERS = {"run": open_model, "hf": hugging_face.read, "tf1": tf1.read}
-_WRITERS = {"run": save_model, "hf": hugging_face.write}
+_WRITERS: dict[str, Callable[[str, Pretrained], Sequence[str] | None]] = {
+    "run": save_model,
+    "hf": hugging_face.write,
+    "tf1": tf1.write,
+}
 _FROM = flags.DEFINE_enum("from", "run", list(_READERS), "What --src is; run: a work directory.")
 _TO = flags.DEFINE_enum("to", "run", list(_WRITERS), "What --dst becomes.")
 _SRC = flags.DEFINE_string("src", None, "Folder to read.")
@@ -34,7 +40,7 @@ def main() -> None:
     if not _SRC.value or not _DST.value:
         raise UserError("both --src=FOLDER and --dst=FOLDER are needed")
     if (_FROM.value, _TO.value) == ("run", "run") and not (_ADD_TOKENS.value or _ACTIVATION.value):
-        raise UserError("nothing to do: give --from=hf, --from=tf1, --to=hf or --add_tokens=FILE")
+        raise UserError("nothing to do: give --from=hf|tf1, --to=hf|tf1 or --add_tokens=FILE")
     tokens = read_tokens(_ADD_TOKENS.value) if _ADD_TOKENS.value else []
     pretrained = _READERS[_FROM.value](_SRC.value)
     if _ACTIVATION.value:
@@ -43,12 +49,8 @@ def main() -> None:
         pretrained = dataclasses.replace(pretrained, model=model, notes=notes)
     if tokens:
         pretrained = add_tokens(pretrained, tokens)
-    _WRITERS[_TO.value](_DST.value, pretrained)
-    print(describe(pretrained))
-    if _TO.value == "hf":
-        architecture, parts = hugging_face.architecture_of(pretrained.params)
-        left = sorted(pretrained.params.keys() - {"encoder", *parts})
-        print(f"written as {architecture}" + (f", without {', '.join(left)}" if left else ""))
+    told = _WRITERS[_TO.value](_DST.value, pretrained) or ()
+    print("\n".join([describe(pretrained), *told]))
     print(f"{_SRC.value} -> {_DST.value}")
 
 

@@ -139,47 +139,64 @@ def assemble(
     return Pretrained(model, params, tokenizer, _task(config, parts), tuple(notes))
 
 
-def write(folder: str | Path, pretrained: Pretrained) -> None:
-    """Writes a model for `transformers`, as the class that its parts make; whole or not at all.
+def disassemble(
+    pretrained: Pretrained, parts: Mapping[str, int], whose: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `assemble` takes: the config of the encoder, and arrays under transformers' names.
 
-    Raises: UserError: the folder is not empty, or `transformers` has no class for such a model.
+    Args: parts: those to write, with the numbers of their classes. whose: code, for errors.
+    Raises: UserError: the BERT of that code cannot be so.
     """
-    params, tokenizer = pretrained.params, pretrained.tokenizer
     features = pretrained.tuning.get("features")
     if pretrained.task is not None and features not in (None, "", "last"):
-        raise UserError(f"transformers has no BERT whose head reads features={features}")
-    architecture, parts = architecture_of(params)
-    c = encoder_config(pretrained.model, tokenizer.vocab_size, "float32")
+        raise UserError(f"{whose} has no BERT whose head reads features={features}")
+    c = encoder_config(pretrained.model, pretrained.tokenizer.vocab_size, "float32")
     if c.causal:
-        raise UserError(
-            "a left-to-right model is not a BERT of transformers, which looks both ways"
-        )
+        raise UserError(f"a left-to-right model is not a BERT of {whose}, which looks both ways")
     if c.heads * c.head_width != c.width:
         raise UserError(
             f"heads x head_width = {c.heads * c.head_width} is not width = {c.width}, as it must "
-            "be in the BERT of transformers"
+            f"be in the BERT of {whose}"
         )
     config = {
-        "architectures": [architecture],
-        "model_type": "bert",
         "vocab_size": c.vocab_size,
         **{theirs: getattr(c, ours) for theirs, ours in (SIZES | RATES).items()},
         "hidden_act": "gelu_new" if c.activation == "gelu_tanh" else c.activation,
-        "pad_token_id": tokenizer.pad_id,
     }
-    classes = {part: params[part]["dense"]["bias"].shape[0] for part in parts}
-    config |= _labels(pretrained.task or {}, classes)
     arrays = {}
-    for name, array in layout(c, classes).items():
-        value: Any = params
+    for name, array in layout(c, parts).items():
+        value: Any = pretrained.params
         for key in name.split("/"):
             value = value[key]
-        theirs = array.theirs.removeprefix("bert.") if architecture == "BertModel" else array.theirs
-        arrays[theirs] = array.to_theirs(np.asarray(value))
+        arrays[array.theirs] = array.to_theirs(np.asarray(value))
+    return config, arrays
+
+
+def write(folder: str | Path, pretrained: Pretrained) -> list[str]:
+    """Writes a model for `transformers`, as the class that its parts make; whole or not at all.
+
+    Returns: which class that is, and the parts that it does not have; a line.
+    Raises: UserError: the folder is not empty, or `transformers` has no class for such a model.
+    """
+    params, tokenizer = pretrained.params, pretrained.tokenizer
+    architecture, parts = architecture_of(params)
+    classes = {part: len(params[part]["dense"]["bias"]) for part in parts}
+    config, arrays = disassemble(pretrained, classes, "transformers")
+    if architecture == "BertModel":
+        arrays = {name.removeprefix("bert."): array for name, array in arrays.items()}
+    config = {
+        "architectures": [architecture],
+        "model_type": "bert",
+        **config,
+        "pad_token_id": tokenizer.pad_id,
+        **_labels(pretrained.task or {}, classes),
+    }
     with new_folder(folder) as made:
         write_json(made / "config.json", config)
         safetensors.numpy.save_file(arrays, made / "model.safetensors", {"format": "pt"})
-        _write_tokenizer(made, tokenizer, c.max_positions)
+        _write_tokenizer(made, tokenizer, config["max_position_embeddings"])
+    left = sorted(params.keys() - {"encoder", *parts})
+    return [f"written as {architecture}" + (f", without {', '.join(left)}" if left else "")]
 
 
 def architecture_of(params: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

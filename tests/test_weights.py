@@ -12,7 +12,7 @@ import pytest
 from golden_models import GOLDEN, plain, same
 from tiny_corpus import make_trainer, small_config, tokenizer
 
-from bert_jax import hugging_face, main, tasks
+from bert_jax import hugging_face, main, tasks, tf1
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.data.tokenizer import wordpiece_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
@@ -62,9 +62,10 @@ def test_a_run_opens_and_is_saved_again(run, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
-@pytest.mark.parametrize("write", [save_model, hugging_face.write])
+@pytest.mark.parametrize("write", [save_model, hugging_face.write, tf1.write])
 def test_nothing_is_overwritten_and_nothing_half_written(write, tmp_path, monkeypatch):
     model = open_model(GOLDEN / "encoder")
+    model = dataclasses.replace(model, model={**model.model, "norm_epsilon": 1e-12})  # TF1's
     full = tmp_path / "full"
     full.mkdir()
     (full / "precious").write_text("x")
