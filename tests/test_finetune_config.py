@@ -1,15 +1,22 @@
 """The config of fine-tuning: the paper's settings, every field read, mistakes told at once."""
 
+import dataclasses
 import re
 import shutil
 import types
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 from tiny_tasks import make_config, settings
 
 from bert_jax import finetune, tasks
+from bert_jax.config import encoder_config
 from bert_jax.errors import UserError
+from bert_jax.models.body import Body
 from configs import finetune as config_file
+from configs import pretrain
 
 pytestmark = pytest.mark.usefixtures("on_first_device")
 
@@ -24,6 +31,45 @@ def test_every_task_builds(name, preset):
     assert finetune.build_task(config).name == name
     assert config.max_length <= 512 and config.epochs > 0
     assert config.optimizer.bias_correction == (preset != "paper")
+
+
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        ("mrpc", ""), ("stsb", ""), ("squad2", ""), ("swag", ""), ("conll2003", ""),
+        ("conll2003", "concat_last_4"), ("mrpc", "weighted_all"),
+    ],
+)  # fmt: skip
+def test_every_kind_of_task_at_full_scale(name, features):
+    """Parameters, loss and outputs of BERT-Base at the task's own length, as shapes."""
+    config = config_file.get_config(f"task={name}")
+    task = finetune.build_task(config)
+    if not getattr(task, "labels", True):  # found in training data
+        task = dataclasses.replace(task, labels=("a", "b", "c"))
+    model = pretrain.get_config("size=base,seq=512").model.to_dict()
+    body = Body(encoder_config(model, 30522, "float32"), features, 2 if features else 0)
+    objective = task.objective(body)
+    rows, length = 2, config.max_length
+    each = (rows, 4) if tasks.family(task) == "choice" else (rows,)
+    ids = {"tokens": (*each, length), "segments": (*each, length), "lengths": each}
+    ids |= {"label": (rows,), "start": (rows,), "end": (rows,), "token_labels": (rows, length)}
+    classes = getattr(objective, "classes", 1)
+    reals = {"weight": (rows,), "labels": (rows, classes), "numbers": (rows, classes)}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype)
+        for shapes, dtype in ((ids, jnp.int32), (reals, jnp.float32))
+        for name, shape in shapes.items()
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = nn.meta.unbox(jax.eval_shape(objective.init, key, batch))
+    loss, _ = jax.eval_shape(lambda *given: objective.loss(*given, True), params, batch, key)
+    assert loss.sum.shape == ()
+    outputs = jax.eval_shape(objective.predict, params, batch)
+    assert all(x.shape[0] == rows and x.dtype == jnp.float32 for x in outputs.values())
+    head = next(tree for part, tree in params.items() if part in finetune._HEADS)
+    width = 768  # of BERT-Base, and of the paper's BiLSTM
+    assert head["dense"]["kernel"].shape == (width, *head["dense"]["bias"].shape)
+    assert ("bilstm" in params) == bool(features)
 
 
 def test_paper_settings():
