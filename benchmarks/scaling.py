@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.contest import Contender, Result, Turn, as_json, contest, show
 from benchmarks.our_step import Shape, ours, trainer_of
-from bert_jax import errors
+from bert_jax import errors, figures
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.command_line import OUTPUT
 from bert_jax.config import SIZES
@@ -132,7 +132,7 @@ def points(folder: Path) -> dict[str, dict[str, Contender]]:
 
 def plot(curves: dict[str, dict[str, Result]], path: Path) -> None:
     """A panel for each curve, doubly logarithmic, beside growth in proportion."""
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(12, 7))
     axes = figure.subplots(2, 3)
     for axis, (name, curve) in zip(axes.flat, curves.items(), strict=True):
         what, by = name.split(", by ")
@@ -152,7 +152,7 @@ def plot(curves: dict[str, dict[str, Result]], path: Path) -> None:
         axis.set(xscale="log", yscale="log", title=what, ylabel="seconds")
         axis.set_xlabel("parameters of the layers" if by == "size" else by)
         axis.legend()
-    figure.savefig(path, dpi=100)
+    figures.save(figure, path)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from bert_jax import distributed, errors, inference, memory, sharding, tasks, train, weights
 from bert_jax.checkpoint import has_checkpoint, load_params
-from bert_jax.command_line import CONFIG, WORKDIR
+from bert_jax.command_line import CONFIG, WORKDIR, given
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
 from bert_jax.task_report import Examples, write_results, write_task
 from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features
-from bert_jax.workdir import prepare_workdir
+from bert_jax.workdir import check_same, prepare_workdir
 
 MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
@@ -51,7 +51,7 @@ def main() -> None:
     if config.mode == "train":
         finetune(config, workdir)
     else:
-        apply_model(config, workdir)
+        apply_model(config, workdir, given())
 
 
 def finetune(config: Any, workdir: Path) -> dict[str, Any]:
@@ -80,6 +80,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         "model": dict(model.model),
         "steps": phase.stop,
         "train_features": _fingerprint(features["train"]),  # the order of batches is made of them
+        "dev_examples": _fingerprint_of(examples["dev"]),  # the scores of checkpoints are of them
     }
     prepare_workdir(
         workdir, described, MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
@@ -149,14 +150,22 @@ def _say_finished(workdir: Path) -> None:
         )
 
 
-def apply_model(config: Any, workdir: Path) -> dict[str, Any]:
+def apply_model(
+    config: Any, workdir: Path, chosen: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Evaluates or predicts with the model in the work directory; writes into MODE/ in it.
 
-    Raises: UserError: it holds no model of this task, or the data has no such split.
+    chosen: fields that the user set.
+    Raises: UserError: it holds no model of this task; the data has no such split; a chosen field
+      that has no effect here is not as it was in training.
     """
     check_ranges(config)
-    if not (workdir / "task.json").exists():
-        raise errors.UserError(f"{workdir} holds no fine-tuned model (it has no task.json)")
+    for name in ("task.json", "config.json"):
+        if not (workdir / name).exists():
+            raise errors.UserError(f"{workdir} holds no fine-tuned model (it has no {name})")
+    split = "dev" if config.mode == "eval" else "test"
+    used = ("task", "mode", "data", split, "batch_size", "dtype")
+    check_same(workdir, chosen or {}, used, whole=False)
     model = inference.load(workdir, config.dtype)
     task = model.task
     if task is None or task.name != config.task:
@@ -339,6 +348,11 @@ def _fingerprint(features: Sequence[Feature]) -> str:
         for name, value in sorted(feature.arrays.items()):
             digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _fingerprint_of(examples: Sequence[Any]) -> str:
+    plain = [dataclasses.replace(example, where="") for example in examples]
+    return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

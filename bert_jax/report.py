@@ -144,21 +144,21 @@ def _speed(lines: list[dict[str, Any]]) -> dict[str, float]:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    rows = [
-        ("MLM loss", "mlm_loss", "{:.3f}", "unigram"),
-        ("MLM perplexity", "mlm_perplexity", "{:.1f}", "unigram"),
-        ("MLM accuracy", "mlm_accuracy", "{:.1%}", "most frequent token"),
-        ("LM loss", "lm_loss", "{:.3f}", "unigram"),
-        ("LM perplexity", "lm_perplexity", "{:.1f}", "unigram"),
-        ("LM accuracy", "lm_accuracy", "{:.1%}", "most frequent token"),
-        ("NSP accuracy", "nsp_accuracy", "{:.1%}", "majority label"),
+    measures = [
+        ("loss", "{:.3f}", "unigram"),
+        ("perplexity", "{:.1f}", "unigram"),
+        ("accuracy", "{:.1%}", "most frequent token"),
     ]
+    rows = [
+        (f"{kind} {name}", form, what) for kind in ("MLM", "LM") for name, form, what in measures
+    ]
+    rows.append(("NSP accuracy", "{:.1%}", "majority label"))
     held_out, baseline, speed = report["held_out"], report["baseline"], report["speed"]
     text = ["| held-out | model | baseline | |", "|---|---:|---:|---|"]
     text += [
         f"| {title} | {form.format(held_out[name])} | {form.format(baseline[name])} | {what} |"
-        for title, name, form, what in rows
-        if name in held_out
+        for title, form, what in rows
+        if (name := title.lower().replace(" ", "_")) in held_out
     ]
     mfu = f", MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
     text += [

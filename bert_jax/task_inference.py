@@ -129,12 +129,16 @@ class TaskModel:
         context: str | Sequence[str],
         n_best: int = 1,
         batch_size: int = 32,
+        threshold: float | None = None,
     ) -> Any:
         """The answer to a question in a context, which may be of any length.
 
         Args:
           question: one, or a list of them. context: one, of all questions, or one for each.
           n_best: how many of the best answers to list.
+          threshold: "" is answered where its score is above the best answer's by more than this;
+            default: the model's own. Hugging Face folders have none, and do not say whether there
+            may be no answer: without a threshold there always is one.
         Returns: an `Answer`, of a list a list. Its probability is among the best ones of all
           windows (20, as in SQuAD's n-best lists).
         """
@@ -144,6 +148,8 @@ class TaskModel:
         if len(questions) != len(contexts):
             raise UserError(f"{len(questions)} questions and {len(contexts)} contexts are given")
         task = dataclasses.replace(task, n_best=max(n_best, task.n_best))
+        if threshold is not None:
+            task = dataclasses.replace(task, unanswerable=True, threshold=threshold)
         examples = [
             squad_read.Question(str(place), *pair)
             for place, pair in enumerate(zip(questions, contexts, strict=True))

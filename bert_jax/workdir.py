@@ -33,7 +33,7 @@ def check_same(
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(changed[:5])}{more}); "
-            "choose another --workdir"
+            "undo that or choose another --workdir"
         )
 
 

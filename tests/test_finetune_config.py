@@ -1,9 +1,13 @@
 """The config of fine-tuning: the paper's settings, every field read, mistakes told at once."""
 
 import dataclasses
+import json
 import re
 import shutil
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -92,6 +96,7 @@ def test_paper_settings():
 def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
     from test_configs import Recorder, field_names
 
+    monkeypatch.setattr(finetune, "given", dict)  # there is no command line
     read: set[str] = set()
     folder = data / "classification"
     for mode in config_file.MODES:
@@ -190,3 +195,44 @@ def test_dev_data_without_tags_is_told_before_training(trained, data, tmp_path):
     with pytest.raises(UserError, match="without gold tags"):
         finetune.finetune(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_another_dev_set_does_not_continue_a_run(trained, data, tmp_path, monkeypatch):
+    """Its checkpoints would be ranked by scores that cannot be compared."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune.train, "run", stopped)
+    folder = data / "classification"
+    text = (folder / "dev.tsv").read_text()
+    (tmp_path / "moved.tsv").write_text(text)
+    (tmp_path / "other.tsv").write_text(text[: text.rstrip().rindex("\t")] + "\tmusic\n")
+    for dev, error in (("", None), ("moved.tsv", None), ("other.tsv", "dev_examples was")):
+        config = make_config(trained, data=str(folder), dev=str(tmp_path / dev) if dev else "")
+        with pytest.raises(UserError if error else KeyboardInterrupt, match=error):
+            finetune.finetune(config, tmp_path / "run")
+
+
+def test_settings_without_an_effect_are_refused(tmp_path):
+    """Evaluating takes the model as it is; what the run had, too, may be given."""
+    (tmp_path / "task.json").write_text("{}")
+    settings = {"max_length": 48, "custom": {"text": "text"}, "mesh": {"data": -1}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    given = {
+        "data": "x", "batch_size": 8, "dtype": "float32", "dev": "y", "max_length": 48,
+        "custom.text": "title", "mesh.data": 2, "test": "z",
+    }  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "bert_jax.finetune", f"--workdir={tmp_path}",
+            "--config=configs/finetune.py:task=custom,mode=eval",
+            *(f"--config.{name}={value}" for name, value in given.items()),
+        ],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {tmp_path} holds a run with another config (custom.text was text, is title; "
+        "mesh.data was -1, is 2; test was None, is z); undo that or choose another --workdir"
+    )

@@ -220,6 +220,23 @@ def test_leaderboard_files_are_read_back(tmp_path):
     assert ROWS["mrpc"].read_predictions(path, examples) == predictions
 
 
+def test_predictions_of_rows_without_a_gold_label_do_not_count(tmp_path):
+    """As in SNLI's official score; the file may have them or not."""
+    labels = ["-", "neutral", "entailment", "-", "neutral", "-"]
+    rows = [f'{{"sentence1": "a", "sentence2": "b", "gold_label": "{label}"}}' for label in labels]
+    task, source = ROWS["snli"], write(tmp_path / "dev.jsonl", *rows)
+    examples = task.read(source, "dev")
+    predicted = ["neutral", "neutral", "contradiction", "entailment", "neutral", "neutral"]
+    for places in (range(6), (1, 2, 4)):
+        lines = [f"{place}\t{predicted[place]}" for place in places]
+        write(tmp_path / "p.tsv", "index\tprediction", *reversed(lines))
+        found = task.read_predictions(tmp_path / "p.tsv", examples)
+        assert found == ["neutral", "contradiction", "neutral"]
+    write(tmp_path / "p.tsv", "index\tprediction", *(f"{i}\tneutral" for i in range(7)))
+    with pytest.raises(UserError, match="7 predictions for 6 examples"):
+        task.read_predictions(tmp_path / "p.tsv", examples)
+
+
 # The leaderboard's zip file.
 
 TEST_SIZES = {

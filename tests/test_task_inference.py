@@ -207,6 +207,17 @@ def test_the_threshold_is_that_of_the_run(fine_tuned, monkeypatch):
     assert answer.n_best[0][0] == "harbor"
 
 
+def test_a_threshold_lets_a_model_from_elsewhere_answer_nothing(fine_tuned, monkeypatch):
+    """A Hugging Face folder of SQuAD 2 is like one of SQuAD 1."""
+    model = fine_tuned(Answering())
+    monkeypatch.setattr(model, "_predict", finds(model, "harbor"))
+    contexts = ["the harbor", "the bee"]
+    assert all(answer.text for answer in model.answer(["what"] * 2, contexts))
+    found = model.answer(["what"] * 2, contexts, threshold=0.0)
+    assert [(answer.text, answer.start) for answer in found] == [("harbor", 4), ("", -1)]
+    assert model.answer("what", "the harbor", threshold=-31.0).text == ""
+
+
 def test_questions_and_contexts_must_match(fine_tuned):
     model = fine_tuned(Answering())
     with pytest.raises(UserError, match="2 questions and 3 contexts are given"):

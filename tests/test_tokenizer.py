@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_packs import pack
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
+from tokenizers import models, pre_tokenizers
 
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
@@ -214,6 +214,18 @@ def test_sentencepiece_parity():
     literal = tokenizer.encode("a <mask> <sep> b </s>")
     assert not set(literal) & {*tokenizer.special_ids, 1, 2}
     assert tokenizer.mask_id in tokenizer.encode("a <mask> b", special=True)
+
+
+def test_a_chinese_character_begins_a_word_of_a_unigram_vocabulary():
+    """As in the original, which parts them; else a sentence is one word, too long to be masked."""
+    pieces = [*SPECIAL, "▁", "北京", "是", "中国", "の", "𠀀", "a"]
+    backend = Backend(models.Unigram([(piece, -1.0) for piece in pieces], 1))
+    split = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode("北京是中国の𠀀a")
+    assert [tokenizer.tokens[i] for i in ids] == ["▁", "北京", "是", "中国", "の", "𠀀", "a"]
+    assert tokenizer.continuation[ids].tolist() == [False] * 4 + [True, False, True]
 
 
 def test_hangul_and_kana_stay_whole_where_the_vocabulary_has_them():

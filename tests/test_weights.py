@@ -189,6 +189,9 @@ def test_new_tokens_of_a_unigram_vocabulary(tmp_path):
     assert grown.tokens[-1] == "covid" and not grown.continuation[-1]
     pieces = [grown.tokens[i] for i in grown.encode("hello seoul covid fox")]
     assert pieces == ["▁hello", "▁seoul", "covid", "▁fox"]
+    for text in ("hello covid fox", "covid fox covid", "hello seoul"):
+        assert grown.decode(grown.encode(text)) == text
+    assert grown.decode([grown.cls_id, *grown.encode("covid"), grown.sep_id]) == "covid"
 
 
 def test_a_vocabulary_with_a_token_twice_takes_no_new_ones():

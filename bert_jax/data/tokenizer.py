@@ -37,6 +37,9 @@ ROLES = {
     "mask": ("[MASK]", "<mask>"),
 }
 _KEPT_WHOLE = re.compile("[\uac00-\ud7a3がぎぐげござじずぜぞだぢづでどばびぶべぼガギグゲゴ]")
+_CHINESE = re.compile(  # as in the original, _is_chinese_char
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
 _CASED_PIECE = re.compile("(##)?[A-Z]+[a-z]*")
 
 
@@ -49,7 +52,8 @@ class Tokenizer:
       tokens: list of V strings.
       pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
       special_ids: these five, as a list.
-      continuation: bool [V], True where a piece continues a word (`##x`, or without `▁`).
+      continuation: bool [V], True where a piece continues a word (`##x`, or without `▁`; but a
+        Chinese character begins a word, as it does in the original, where no spaces part them).
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str = "the vocabulary"):
@@ -80,9 +84,11 @@ class Tokenizer:
         self.continuation = np.array([t.startswith("▁" if begins else "##") for t in self.tokens])
         if begins:
             self.continuation = ~self.continuation
-            self.continuation[[i for i, t in enumerate(self.tokens) if _is_control(t)]] = False
+            first = [i for i, t in enumerate(self.tokens) if _is_control(t) or _CHINESE.match(t)]
+            self.continuation[first] = False
         added = backend.get_added_tokens_decoder()
         self.continuation[list(added)] = False
+        self._spaced = {i for i, token in added.items() if begins and token.lstrip}
         if any(t.special and t.content not in self.special_tokens for t in added.values()):
             # Others, such as markers of entities, are matched in text, as those who made them do.
             values = json.loads(backend.to_str())
@@ -119,7 +125,13 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, special tokens left out."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        if not self._spaced:
+            return self.backend.decode(list(ids), skip_special_tokens=True)
+        # Tokens that take the space before them as theirs give it back.
+        shown = [i for i in ids if i not in self.special_ids]
+        return self.backend.decoder.decode(
+            ["▁" * (i in self._spaced) + self.tokens[i] for i in shown]
+        )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and, for a WordPiece, vocab.txt into `folder`."""

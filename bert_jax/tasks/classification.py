@@ -362,10 +362,18 @@ class Classification:
     def read_predictions(self, path: Path, examples: Sequence[TextExample]) -> list[Label]:
         """The predictions of a file as `write` makes it, in the order of the examples.
 
+        It may hold those of all rows of the gold file, `ignored` ones too, which do not count.
+
         Raises: UserError: an example without a prediction, a prediction without its example,
           unknown labels.
         """
-        found = ((row[0], column(row, *_IDS), self._prediction(row)) for row in read_rows(path))
+        found = [(row[0], column(row, *_IDS), self._prediction(row)) for row in read_rows(path)]
+        if self.ignored and 0 < len(examples) < len(found):
+            gold = Source(files={"test": file_of(examples)})
+            predictions = in_order(path, found, self.read(gold, "test") or [])
+            labels = (self._label(row, "dev") for row in self._rows(gold, "test") or ())
+            pairs = zip(predictions, labels, strict=True)
+            return [prediction for prediction, label in pairs if label not in self.ignored]
         return in_order(path, found, examples)
 
     def _prediction(self, row: Row) -> Label:
