@@ -88,7 +88,8 @@ class Tokenizer:
             self.continuation[first] = False
         added = backend.get_added_tokens_decoder()
         self.continuation[list(added)] = False
-        self._spaced = {i for i, token in added.items() if begins and token.lstrip}
+        spaced = {i for i, token in added.items() if begins and token.lstrip}
+        self._spaced = spaced.difference(self.special_ids)
         if any(t.special and t.content not in self.special_tokens for t in added.values()):
             # Others, such as markers of entities, are matched in text, as those who made them do.
             values = json.loads(backend.to_str())
@@ -125,7 +126,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, special tokens left out."""
-        if not self._spaced:
+        if self._spaced.isdisjoint(ids):
             return self.backend.decode(list(ids), skip_special_tokens=True)
         # Tokens that take the space before them as theirs give it back.
         shown = [i for i in ids if i not in self.special_ids]
