@@ -178,6 +178,7 @@ def _instances(
         pad_id=tokenizer.pad_id,
         pairs=config.pairs,
         short_seq_prob=config.short_seq_prob,
+        exact_half=config.nsp_exact_half,
         **settings,
     )
 

@@ -123,6 +123,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     config.nsp = a.nsp and not causal  # next sentence prediction
     config.pairs = config.nsp  # sentence pairs, which nsp needs; false: contiguous text
+    # Half of the pairs are random, as in the paper. False: as released, where the next of a chunk
+    # of one sentence always is, so more than half are.
+    config.nsp_exact_half = False
     config.short_seq_prob = 0.1  # share of documents cut to a random shorter length (with pairs)
     config.masking = section()
     config.masking.rate = 0.15  # share of tokens predicted

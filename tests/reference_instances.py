@@ -77,18 +77,21 @@ class Instance:
         return [0] * (len(self.a) + 2) + [1] * (len(self.b) + 1)
 
 
-def pass_instances(documents, seq_length, short_seq_prob, draws):
-    """All instances of one pass over documents (lists of sentences, lists of tokens), in order."""
+def pass_instances(documents, seq_length, short_seq_prob, draws, exact_half=False):
+    """All instances of one pass over documents (lists of sentences, lists of tokens), in order.
+
+    exact_half: not in the released code; a chunk has two sentences where there are two.
+    """
     instances, first = [], 0
     for number, document in enumerate(documents):
         instances += _document_instances(
-            documents, number, first, seq_length, short_seq_prob, draws
+            documents, number, first, seq_length, short_seq_prob, draws, exact_half
         )
         first += len(document)
     return instances
 
 
-def _document_instances(documents, number, first, seq_length, short_seq_prob, draws):
+def _document_instances(documents, number, first, seq_length, short_seq_prob, draws, exact_half):
     document = documents[number]
     limit = seq_length - 3
     target = limit
@@ -98,7 +101,8 @@ def _document_instances(documents, number, first, seq_length, short_seq_prob, dr
     while i < len(document):
         chunk.append(document[i])
         length += len(document[i])
-        if i == len(document) - 1 or length >= target:
+        enough = length >= target and (len(chunk) > 1 or not exact_half)
+        if i == len(document) - 1 or enough:
             key = first + i - len(chunk) + 1
             a_end = 1
             if len(chunk) >= 2:

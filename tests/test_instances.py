@@ -29,17 +29,19 @@ SHAPES = {  # documents, sentences, longest sentence, share of sentences 40 time
 }
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("short", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_the_reference_instance_by_instance(shape, short):
+def test_agrees_with_the_reference_instance_by_instance(shape, short, half):
     for trial, seq_length in enumerate([5, 6, 8, 16, 31, 64, 128]):
         rng = np.random.default_rng([trial, len(shape)])
         documents = random_documents(rng, *SHAPES[shape])
-        instances = make(documents, seq_length, seed=trial - 2, short_seq_prob=short)
+        instances = make(
+            documents, seq_length, seed=trial - 2, short_seq_prob=short, exact_half=half
+        )
         for pass_ in (0, 3):
-            expected = reference.pass_instances(
-                documents, seq_length, short, reference.KeyedDraws(trial - 2, pass_)
-            )
+            draws = reference.KeyedDraws(trial - 2, pass_)
+            expected = reference.pass_instances(documents, seq_length, short, draws, half)
             order = instances.order(pass_)
             assert sorted(order) == [x.first_sentence for x in expected]
             expected = {x.first_sentence: x for x in expected}
@@ -63,6 +65,19 @@ def test_plans_do_not_depend_on_the_size_of_the_planning_window(monkeypatch):
     for window in (1, 3, 50):
         monkeypatch.setattr("bert_jax.data.instances._PLAN_SENTENCES", window)
         assert (make(documents)._layout.chunks(1) == whole).all()
+
+
+def test_half_of_the_pairs_are_random_by_the_papers_rule():
+    """A sentence as long as an instance is a chunk of its own, whose next the released code makes
+    random always."""
+    documents = random_documents(np.random.default_rng(0), 40, 100, 60, 0.5)
+    shares = []
+    for half in (False, True):
+        instances = make(documents, 32, exact_half=half)
+        batch = instances.batch(np.arange(instances.per_pass))
+        shares.append(batch["is_random_next"].mean())
+    # The last sentences of the 40 documents have no next one.
+    assert shares[0] > 0.9 and shares[1] == pytest.approx(0.515, abs=0.02)
 
 
 # Statistics against the reference under independent randomness -----------------------------------

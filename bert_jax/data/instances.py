@@ -89,16 +89,21 @@ class SentencePairs:
       half the time, text from a random sentence of another document on (268-290); ten tries find
       another document, then the last one drawn is taken (279-282);
     - with a random B the rest of the chunk is put back: the next chunk starts there (291-294);
+    - with `exact_half`, which is not in the released code, a chunk of one sentence takes the next
+      one along, so that B is random half the time, but for the last sentence of a document;
     - the longer segment is cut, at its front or back, until the pair fits (300, 418-433).
 
     All decisions on a chunk are keyed by the sentence it starts at. So a chunk's start fixes the
     start of the next one, and the starts of a pass are one chain through the text.
     """
 
-    def __init__(self, text: Text, seq_length: int, seed: int, short_seq_prob: float):
+    def __init__(
+        self, text: Text, seq_length: int, seed: int, short_seq_prob: float, exact_half: bool
+    ):
         if seq_length < 5:  # the shortest target, 2, and [CLS] and two [SEP]
             raise UserError(f"seq_length {seq_length} is too short for sentence pairs: 5 at least")
         self.text, self.seed, self.short_seq_prob = text, seed, short_seq_prob
+        self.exact_half = exact_half
         self.max_tokens = seq_length - 3
 
     def chunks(self, pass_: int) -> np.ndarray:
@@ -145,7 +150,10 @@ class SentencePairs:
 
     def _cut(self, pass_: Any, start: np.ndarray, document: np.ndarray, target: np.ndarray):
         """Cuts chunks at `start`: (end of A, end of the chunk, is B random), ends exclusive."""
-        end = self.text.end_of_length(start, target, self.text.document_ends[document])
+        limit = self.text.document_ends[document]
+        end = self.text.end_of_length(start, target, limit)
+        if self.exact_half:
+            end = np.maximum(end, np.minimum(start + 2, limit))
         sentences = end - start
         a_sentences = 1 + below(uniform(self.seed, Purpose.A_END, pass_, start), sentences - 1)
         is_random = uniform(self.seed, Purpose.RANDOM_NEXT, pass_, start) < 0.5
@@ -261,6 +269,7 @@ class Instances:
       cls_id, sep_id, pad_id: ids of the special tokens.
       pairs: sentence pairs with a label, or blocks of text.
       short_seq_prob: share of the documents with a short target length (pairs only).
+      exact_half: half of the pairs are random (paper), not more (released code).
       dupe_factor: None: every pass is new; k: passes repeat after k, as the k copies of the
         released code's data do, and `instance` of their batches too, so masks repeat with them.
 
@@ -276,6 +285,7 @@ class Instances:
     pad_id: int
     pairs: bool = True
     short_seq_prob: float = 0.1
+    exact_half: bool = False
     dupe_factor: int | None = None
 
     def __post_init__(self) -> None:
@@ -287,7 +297,9 @@ class Instances:
             raise UserError(f"dupe_factor {self.dupe_factor} is not None or 1, 2, ...")
         self._text = Text(self.split)
         self._layout: Layout = (
-            SentencePairs(self._text, self.seq_length, self.seed, self.short_seq_prob)
+            SentencePairs(
+                self._text, self.seq_length, self.seed, self.short_seq_prob, self.exact_half
+            )
             if self.pairs
             else TokenBlocks(self._text, self.seq_length, self.seed)
         )
