@@ -1,75 +1,139 @@
-"""Speed of preparing a corpus beside the bare tokenizer on the same sentences, in one run.
+"""Speed of preparing a corpus beside the bare tokenizer and the released script, in one run.
 
   python -m benchmarks.prepare --config=configs/prepare.py:source=wikiextractor \
       --config.input='enwiki/**' --config.vocab=vocab.txt
 
-Rates are MB of input per CPU second of one process: `tokenizer` is tokenizers.encode_batch_fast
-alone, one thread; `tokenise` is everything a worker does (read, split, tokenise, write); `command`
-is the whole of prepare with all its processes. Without `vocab`, one is trained first. The bare
-tokenizer and the worker take turns on each unit, so that a busy machine slows both.
+Rates are MB of input per CPU second:
+
+  bare tokenizer  tokenizers.encode_batch_fast alone, one thread, on sentences that are there
+  tokenise        everything a worker does: read, split, tokenise, write
+  prepare         the whole command with all its processes
+  ... and a pass  and the instances of 128 tokens of one pass, as training reads them
+  released        the algorithms of create_pretraining_data.py, one pass: its tokenizer (as it is in
+                  transformers, a WordPiece vocabulary) and the loop over sentences that tests hold
+                  ours to. Neither its masks nor its records, which ours does not make either.
+
+Without `vocab`, one is trained first. What is done unit by unit takes turns on each, so that a busy
+machine slows all alike.
 """
 
 import json
 import os
 import resource
-import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from transformers.models.bert import tokenization_bert_legacy as released
 
 from benchmarks.provenance import provenance
 from bert_jax import errors
 from bert_jax.command_line import CONFIG
 from bert_jax.data import units
 from bert_jax.data.build import prepare
+from bert_jax.data.corpus import Corpus, open_corpus
+from bert_jax.data.instances import Instances
+from bert_jax.data.loader import train_batches
 from bert_jax.data.text import Reader
+from bert_jax.data.tokenizer import Tokenizer
+from tests.reference_instances import FreeDraws, pass_instances
+
+SEQ_LENGTH = 128
+BATCH_SIZE = 256
+SHORT_SEQ_PROB = 0.1
 
 
-def _bare(unit, tokenizer) -> float:
-    """CPU seconds of the bare tokenizer for the sentences of a unit."""
+class ReleasedScript:
+    """Text to instances as create_pretraining_data.py does it, in memory."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab: Path):
+        if not vocab.exists():
+            raise errors.UserError("the released script takes a WordPiece vocabulary")
+        self.vocab = released.load_vocab(vocab)
+        lowercase = tokenizer.backend.normalizer.normalize_str("A") == "a"
+        self.words = released.BasicTokenizer(lowercase)
+        self.pieces = released.WordpieceTokenizer(self.vocab, "[UNK]")
+
+    def ids(self, sentence: str) -> list[int]:
+        """Of a sentence."""
+        words = self.words.tokenize(sentence)
+        return [self.vocab[piece] for word in words for piece in self.pieces.tokenize(word)]
+
+    def __call__(self, documents: list[list[str]]) -> None:
+        """The instances of one pass."""
+        tokens = [[ids for s in document if (ids := self.ids(s))] for document in documents]
+        tokens = [document for document in tokens if document]
+        pass_instances(tokens, SEQ_LENGTH, SHORT_SEQ_PROB, FreeDraws(0))
+
+
+def read_documents(unit: list[units.Piece]) -> list[list[str]]:
+    """The sentences of each document of a unit."""
     reader = Reader()
-    sentences = [
-        sentence
+    return [
+        [sentence for paragraph in document for sentence in reader.sentences(paragraph)]
         for piece in unit
         for document in reader.documents(piece.source, Path(piece.path), piece.begin, piece.end)
-        for paragraph in document
-        for sentence in reader.sentences(paragraph)
     ]
-    begin = time.process_time()
+
+
+def tokenize_alone(documents: list[list[str]], tokenizer: Tokenizer) -> None:
+    """The bare tokenizer's work."""
+    sentences = [sentence for document in documents for sentence in document]
     for i in range(0, len(sentences), 1000):
         tokenizer.backend.encode_batch_fast(sentences[i : i + 1000], add_special_tokens=False)
-    return time.process_time() - begin
 
 
-def _cpu_seconds() -> float:
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
+def make_instances(corpus: Corpus) -> None:
+    """Those of one pass, loaded as in training."""
+    tokenizer = corpus.tokenizer
+    special = tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id
+    split = corpus.splits["train"]
+    instances = Instances(split, SEQ_LENGTH, 0, *special, short_seq_prob=SHORT_SEQ_PROB)
+    for _ in train_batches(instances, BATCH_SIZE, 0, -(-instances.per_pass // BATCH_SIZE)):
+        pass
+
+
+def cpu_seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """What a call took, with its threads and ended processes."""
+
+    def now() -> float:
+        kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+        return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
+
+    begin = now()
+    function(*arguments)
+    return now() - begin
 
 
 def main() -> None:
     """Measures and prints a table and one JSON line."""
     config = CONFIG.value
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    seconds = dict.fromkeys(("bare tokenizer", "tokenise"), 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        begin, cpu = time.perf_counter(), _cpu_seconds()
-        corpus = prepare(config, Path(folder, "corpus"))
-        wall, command = time.perf_counter() - begin, _cpu_seconds() - cpu
-        settings = {**config.to_dict(), "tokenizer": str(corpus.path / "tokenizer")}
+        target, begin = Path(folder, "corpus"), time.perf_counter()
+        seconds["prepare"] = cpu_seconds(prepare, config, target)
+        wall = time.perf_counter() - begin
+        corpus = open_corpus(target)
+        seconds["... and a pass"] = seconds["prepare"] + cpu_seconds(make_instances, corpus)
+        seconds["released"] = 0.0
+        script = ReleasedScript(corpus.tokenizer, target / "tokenizer" / "vocab.txt")
+        settings = {**config.to_dict(), "tokenizer": str(target / "tokenizer")}
         plan = units.plan_units(units.find_files(config.input, config.source), config.text_feature)
         megabytes = sum(piece.size for unit in plan for piece in unit) / 1e6
-        bare = tokenise = 0.0
-        for unit in plan:
-            bare += _bare(unit, corpus.tokenizer)
-            begin = time.process_time()
-            units.tokenize_unit(unit, Path(folder, "unit"), settings)
-            tokenise += time.process_time() - begin
-            shutil.rmtree(Path(folder, "unit"))
-    rates = {"tokenizer": bare, "tokenise": tokenise, "command": command}
-    print(f"\n{'':12}{'CPU s':>10}{'MB / CPU s':>12}{'of bare':>10}")
-    for name, seconds in rates.items():
-        print(f"{name:12}{seconds:10.1f}{megabytes / seconds:12.2f}{bare / seconds:10.0%}")
-    result = {f"{name}_mb_per_cpu_s": round(megabytes / s, 3) for name, s in rates.items()}
-    result |= {"megabytes": round(megabytes, 1), "command_wall_s": round(wall, 1)}
+        for number, unit in enumerate(plan):
+            documents = read_documents(unit)
+            one = Path(folder, f"unit-{number}")
+            seconds["bare tokenizer"] += cpu_seconds(tokenize_alone, documents, corpus.tokenizer)
+            seconds["tokenise"] += cpu_seconds(units.tokenize_unit, unit, one, settings)
+            seconds["released"] += cpu_seconds(script, documents)
+    print(f"\n{'':16}{'CPU s':>10}{'MB / CPU s':>12}{'of bare':>10}")
+    for name, cpu in seconds.items():
+        share = seconds["bare tokenizer"] / cpu
+        print(f"{name:16}{cpu:10.1f}{megabytes / cpu:12.2f}{share:10.0%}")
+    result = {"megabytes": megabytes, "cpu_seconds": seconds, "prepare_wall_seconds": wall}
     print(json.dumps(provenance("prepare") | result))
 
 
