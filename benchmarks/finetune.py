@@ -13,7 +13,7 @@ that each computes on.
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from absl import flags
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.fresh_model import write_model
 from bert_jax import errors, finetune, memory, sharding, train
-from bert_jax.config import encoder_config
 from bert_jax.models.body import Body
 from configs import finetune as configs
 
@@ -60,38 +59,14 @@ class Job:
         return config
 
 
-@dataclasses.dataclass(frozen=True)
-class Epoch:
-    """Of a task: its config, objective, features and the batches of an epoch."""
-
-    config: Any
-    objective: Any
-    features: Sequence[Mapping[str, np.ndarray]]
-    phase: train.Phase
-    pad_id: int
-
-
-def epoch(job: Job) -> Epoch:
-    """Made as fine-tuning makes it."""
-    config = job.config()
-    task = finetune.build_task(config)
-    examples = finetune.read_splits(task, config)["train"]
-    task = task.fit(examples)
-    model = finetune.open_initial(config)
-    encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
-    features = task.featurise(examples, model.tokenizer, config.max_length, train=True)
-    arrays = [feature.arrays for feature in features]
-    phase = finetune.build_phase(config, encoder, features, model.tokenizer)
-    return Epoch(config, task.objective(Body(encoder)), arrays, phase, model.tokenizer.pad_id)
-
-
 def ours(job: Job) -> Turn:
     """The trainer's own step on the batches of `finetune`, in a process like its own."""
     memory.keep_freed_memory()
-    made = epoch(job)
-    phase, mesh = made.phase, sharding.make_mesh(made.config.mesh)
-    first = next(phase.batches(0, 1))
-    trainer = train.build_trainer(made.config, mesh, phase.stop, made.objective, first)
+    config = job.config()
+    made = finetune.read_inputs(config)
+    phase, mesh = made.phase, sharding.make_mesh(config.mesh)
+    objective = made.task.objective(Body(made.encoder))
+    trainer = train.build_trainer(config, mesh, phase.stop, objective, next(phase.batches(0, 1)))
     state = trainer.init()
 
     def turn() -> int:
@@ -112,20 +87,22 @@ def pytorch(job: Job) -> Turn:
 
     from benchmarks import torch_peer as peer
 
-    made = epoch(job)
-    answers = "start" in made.features[0]
+    config = job.config()
+    made = finetune.read_inputs(config)
+    train_features = [feature.arrays for feature in made.features["train"]]
+    answers = "start" in train_features[0]
     kind = "BertForQuestionAnswering" if answers else "BertForSequenceClassification"
-    labels = {} if answers else {"num_labels": made.objective.classes}
+    labels = {} if answers else {"num_labels": made.task.objective(Body(made.encoder)).classes}
     model = peer.build(kind, job.size, **labels)
-    optimizer = peer.adamw(model, made.config.learning_rate)
+    optimizer = peer.adamw(model, config.learning_rate)
     draw = np.random.default_rng(0)
     names = {"label": "labels", "start": "start_positions", "end": "end_positions"}
 
     def batch_of(rows: Sequence[int]) -> dict[str, Any]:
-        features = [made.features[row] for row in rows]
+        features = [train_features[row] for row in rows]
         width = max(len(feature["tokens"]) for feature in features)
         padded = {
-            "input_ids": np.full((len(rows), width), made.pad_id),
+            "input_ids": np.full((len(rows), width), made.model.tokenizer.pad_id),
             "token_type_ids": np.zeros((len(rows), width), np.int64),
             "attention_mask": np.zeros((len(rows), width), np.int64),
         }
@@ -139,7 +116,7 @@ def pytorch(job: Job) -> Turn:
         return {name: torch.from_numpy(x).to(peer.DEVICE) for name, x in padded.items()}
 
     def turn() -> int:
-        order, tokens = draw.permutation(len(made.features)), 0
+        order, tokens = draw.permutation(len(train_features)), 0
         for step in range(made.phase.stop):
             batch = batch_of(order[step * job.batch_size : (step + 1) * job.batch_size])
             tokens += batch["input_ids"].numel()

@@ -54,22 +54,46 @@ def main() -> None:
         apply_model(config, workdir, given())
 
 
-def finetune(config: Any, workdir: Path) -> dict[str, Any]:
-    """Trains, evaluates and predicts; returns what is in `results.json`."""
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a fine-tuning is made of: all that follows from its config and files."""
+
+    task: Task  # fitted to the training examples
+    examples: Examples
+    features: dict[str, list[Feature]]  # of each split of the examples
+    model: weights.Pretrained  # to start from
+    encoder: EncoderConfig
+    phase: train.Phase
+
+
+def read_inputs(config: Any) -> Inputs:
+    """Reads all of it, so that what is wrong with a file is told before any training.
+
+    Raises: UserError: for everything in the settings and files that prevents the fine-tuning.
+    """
     check_ranges(config)
     task = build_task(config)
     examples = read_splits(task, config)
     task = task.fit(examples["train"])
     model = open_initial(config)
     encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
-    objective = task.objective(Body(encoder, config.features, config.bilstm, config.bilstm_width))
-    tokenizer, longest = model.tokenizer, config.max_length
-    featurise = functools.partial(_featurise, task, tokenizer, longest, encoder.max_positions)
-    # All now, and a score of each dev split: what is wrong with a file is told before training.
+    featurise = functools.partial(
+        _featurise, task, model.tokenizer, config.max_length, encoder.max_positions
+    )
     features = {split: featurise(split, some) for split, some in examples.items()}
     for some in (examples[split] for split in examples if split.startswith("dev")):
         task.score(some, task.baseline(examples["train"], some))
-    phase = build_phase(config, encoder, features["train"], tokenizer)
+    phase = build_phase(config, encoder, features["train"], model.tokenizer)
+    return Inputs(task, examples, features, model, encoder, phase)
+
+
+def finetune(config: Any, workdir: Path) -> dict[str, Any]:
+    """Trains, evaluates and predicts; returns what is in `results.json`."""
+    inputs = read_inputs(config)
+    task, examples, features, phase = inputs.task, inputs.examples, inputs.features, inputs.phase
+    model, tokenizer, longest = inputs.model, inputs.model.tokenizer, config.max_length
+    body = Body(inputs.encoder, config.features, config.bilstm, config.bilstm_width)
+    objective = task.objective(body)
     trainer = train.build_trainer(
         config, sharding.make_mesh(config.mesh), phase.stop, objective, next(phase.batches(0, 1)),
         frozen=["encoder"] if config.features else (),
