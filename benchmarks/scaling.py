@@ -132,7 +132,7 @@ def points(folder: Path) -> dict[str, dict[str, Contender]]:
 
 def plot(curves: dict[str, dict[str, Result]], path: Path) -> None:
     """A panel for each curve, doubly logarithmic, beside growth in proportion."""
-    figure = Figure(figsize=(12, 7))
+    figure = Figure(figsize=(14, 7))
     axes = figure.subplots(2, 3)
     for axis, (name, curve) in zip(axes.flat, curves.items(), strict=True):
         what, by = name.split(", by ")
@@ -144,13 +144,15 @@ def plot(curves: dict[str, dict[str, Result]], path: Path) -> None:
             [max(r.wall) - r.seconds for r in curve.values()],
         ]
         axis.errorbar(places, seconds, spread, marker="o", capsize=3)
-        # Devices share the same cores: at best they are no slower.
-        label = "constant" if by == "devices" else "in proportion"
-        grows = 0 if by == "devices" else 1
-        ideal = [seconds[-1] * (place / places[-1]) ** grows for place in places]
-        axis.plot(places, ideal, "--", color="grey", label=label)
+        if by == "devices":  # they share the same cores: at best they are no slower
+            axis.axhline(seconds[0], linestyle="--", color="grey", label="constant")
+        else:
+            ideal = [seconds[-1] * place / places[-1] for place in places]
+            axis.plot(places, ideal, "--", color="grey", label="in proportion")
         axis.set(xscale="log", yscale="log", title=what, ylabel="seconds")
-        axis.set_xlabel("parameters of the layers" if by == "size" else by)
+        axis.set_xticks(places, labels=list(curve))
+        axis.set_xticks([], minor=True)
+        axis.set_xlabel("size, by parameters of the layers" if by == "size" else by)
         axis.legend()
     figures.save(figure, path)
 
