@@ -10,12 +10,12 @@ index, plans and first batch.
 
 import gc
 import json
-import resource
 import time
 
 import numpy as np
 from absl import flags
 
+from benchmarks.cpu_time import cpu_seconds
 from benchmarks.provenance import provenance
 from bert_jax import errors
 from bert_jax.data.corpus import Split, open_corpus
@@ -33,12 +33,6 @@ FAR_STEP = 1_000_000
 def make(split: Split, seq_length: int, pairs: bool) -> Instances:
     """Instances with any special ids: they do not matter for speed."""
     return Instances(split, seq_length, 0, 101, 102, 0, pairs=pairs)
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and its ended children so far."""
-    usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
 def plans(split: Split, seq_length: int, pairs: bool) -> dict[str, float]:

@@ -19,7 +19,6 @@ machine slows all alike.
 
 import json
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from typing import Any
 
 from transformers.models.bert import tokenization_bert_legacy as released
 
+from benchmarks.cpu_time import cpu_seconds
 from benchmarks.provenance import provenance
 from bert_jax import errors
 from bert_jax.command_line import CONFIG
@@ -95,16 +95,11 @@ def make_instances(corpus: Corpus) -> None:
         pass
 
 
-def cpu_seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """What a call took, with its threads and ended processes."""
-
-    def now() -> float:
-        kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-        return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
-
-    begin = now()
+def timed(function: Callable[..., Any], *arguments: Any) -> float:
+    """CPU seconds of a call."""
+    begin = cpu_seconds()
     function(*arguments)
-    return now() - begin
+    return cpu_seconds() - begin
 
 
 def main() -> None:
@@ -114,10 +109,10 @@ def main() -> None:
     seconds = dict.fromkeys(("bare tokenizer", "tokenise"), 0.0)
     with tempfile.TemporaryDirectory() as folder:
         target, begin = Path(folder, "corpus"), time.perf_counter()
-        seconds["prepare"] = cpu_seconds(prepare, config, target)
+        seconds["prepare"] = timed(prepare, config, target)
         wall = time.perf_counter() - begin
         corpus = open_corpus(target)
-        seconds["... and a pass"] = seconds["prepare"] + cpu_seconds(make_instances, corpus)
+        seconds["... and a pass"] = seconds["prepare"] + timed(make_instances, corpus)
         seconds["released"] = 0.0
         script = ReleasedScript(corpus.tokenizer, target / "tokenizer" / "vocab.txt")
         settings = {**config.to_dict(), "tokenizer": str(target / "tokenizer")}
@@ -126,9 +121,9 @@ def main() -> None:
         for number, unit in enumerate(plan):
             documents = read_documents(unit)
             one = Path(folder, f"unit-{number}")
-            seconds["bare tokenizer"] += cpu_seconds(tokenize_alone, documents, corpus.tokenizer)
-            seconds["tokenise"] += cpu_seconds(units.tokenize_unit, unit, one, settings)
-            seconds["released"] += cpu_seconds(script, documents)
+            seconds["bare tokenizer"] += timed(tokenize_alone, documents, corpus.tokenizer)
+            seconds["tokenise"] += timed(units.tokenize_unit, unit, one, settings)
+            seconds["released"] += timed(script, documents)
     print(f"\n{'':16}{'CPU s':>10}{'MB / CPU s':>12}{'of bare':>10}")
     for name, cpu in seconds.items():
         share = seconds["bare tokenizer"] / cpu
