@@ -32,7 +32,7 @@ from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
 from bert_jax.task_report import Examples, write_results, write_task
 from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features
-from bert_jax.workdir import check_same, prepare_workdir
+from bert_jax.workdir import check_same, keep_programs, prepare_workdir
 
 MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
@@ -112,8 +112,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     if (workdir / "results.json").exists():
         _say_finished(workdir)
         return read_json(workdir / "results.json")
-    if not jax.config.values["jax_compilation_cache_dir"]:  # a second start finds them compiled
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    keep_programs(workdir / "compiled")
     predict = trainer.jit(objective.predict)
 
     def predictions(params: Any, split: str) -> list[Any]:

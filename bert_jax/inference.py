@@ -80,7 +80,7 @@ class Model(TaskModel):
             The longer text of a pair is cut first.
         Returns: float32 [L + 1, S, D] for each text, S its own length with [CLS] and [SEP].
         """
-        encoded = [self._encode(text, max_length) for text in as_list(texts)]
+        encoded = self._encode(as_list(texts), max_length)
         every = range(self.encoder.layers + 1)
         found = dict(self.activations(encoded, every, batch_size))
         return [found[index] for index in range(len(encoded))]
@@ -96,7 +96,7 @@ class Model(TaskModel):
         """
         if pooling not in ("mean", "cls"):
             raise UserError(f"pooling {pooling!r} is unknown; known: mean, cls")
-        encoded = [self._encode(text, max_length) for text in as_list(texts)]
+        encoded = self._encode(as_list(texts), max_length)
         place = -1 if self.encoder.causal else 0
         vectors = np.zeros((len(encoded), self.encoder.width), np.float32)
         for index, hidden in self.activations(encoded, [-1]):
@@ -112,7 +112,7 @@ class Model(TaskModel):
             raise UserError("this model has no masked-LM head")
         if self.encoder.causal:
             raise UserError("this model reads from left to right: it was not trained to fill masks")
-        encoded = self._encode(text, None)
+        (encoded,) = self._encode([text], None)
         places = np.flatnonzero(encoded["tokens"] == self.tokenizer.mask_id)
         if not len(places):
             mask, length = self.tokenizer.tokens[self.tokenizer.mask_id], len(encoded["tokens"])
@@ -147,12 +147,14 @@ class Model(TaskModel):
             for row, index in enumerate(indices):
                 yield int(index), hidden[row, :, : lengths[index]].astype(np.float32)
 
-    def _encode(self, text: Text, max_length: int | None) -> dict[str, np.ndarray]:
-        """Tokens and segments int32[S] of [CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""
+    def _encode(self, texts: Sequence[Text], max_length: int | None) -> list[dict[str, np.ndarray]]:
+        """Tokens and segments int32[S] of each: [CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""
         longest = self.encoder.max_positions
         limit = longest if max_length is None else max_length
-        parts = (text,) if isinstance(text, str) else text
-        if not len(parts) < limit <= longest:
-            raise UserError(f"max_length={limit} must lie between {len(parts) + 1} and {longest}")
-        pieces = [self.tokenizer.encode(part, special=True) for part in parts]
-        return join_texts(pieces, self.tokenizer, limit)
+        parts = [(text,) if isinstance(text, str) else text for text in texts]
+        for some in parts:
+            if not len(some) < limit <= longest:
+                least = len(some) + 1
+                raise UserError(f"max_length={limit} must lie between {least} and {longest}")
+        pieces = iter(self.tokenizer.encode_batch([t for some in parts for t in some], True))
+        return [join_texts([next(pieces) for _ in some], self.tokenizer, limit) for some in parts]

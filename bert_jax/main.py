@@ -34,7 +34,7 @@ from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.report import is_finished, write_report
 from bert_jax.weights import merge, open_model
-from bert_jax.workdir import prepare_workdir
+from bert_jax.workdir import keep_programs, prepare_workdir
 
 # What may change when a run is continued; anything else would make it another run.
 MAY_CHANGE = (
@@ -77,8 +77,7 @@ def pretrain(config: Any, workdir: Path) -> None:
             print((workdir / "report.md").read_text(encoding="utf-8"))
             print(f"{workdir} is finished: nothing left to train")
         return
-    if not jax.config.values["jax_compilation_cache_dir"]:  # a second start finds them compiled
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    keep_programs(workdir / "compiled")
     if config.log_instances:
         path = workdir / f"instances-{jax.process_index()}.jsonl"
         phases = [dataclasses.replace(p, batches=_logged(p.batches, path)) for p in phases]

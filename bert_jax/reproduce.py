@@ -47,7 +47,7 @@ from bert_jax.paper import (
 )  # fmt: skip
 from bert_jax.reproduce_report import Cell, Result, write_table
 from bert_jax.tasks import TASKS, family
-from bert_jax.workdir import check_same
+from bert_jax.workdir import check_same, keep_programs
 
 # Folders of GLUE's archive.
 _GLUE = {
@@ -88,8 +88,7 @@ def reproduce(config: Any, out: Path) -> list[Cell]:
     """Runs what is not there yet, and writes the table."""
     table, columns_, left_out = layout(config)
     out = out / config.scale
-    if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs
-        jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
+    keep_programs(out / "compiled")  # the runs share them
     for line in left_out:
         distributed.say(line)
     cells = [

@@ -79,28 +79,43 @@ class Trainer:
         self.objective, self.transform, self.learning_rate = objective, transform, learning_rate
         self.mesh, self.seed, self.accumulation = mesh, seed, accumulation
         example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
-        key = jax.random.key(0)
-        params = jax.eval_shape(objective.init, key, example)
-        loss = functools.partial(objective.loss, train=True)
-        self._means = jax.eval_shape(loss, nn.meta.unbox(params), example, key)[1]
-        boxed = jax.eval_shape(self._first_state, np.uint32(0), params)
-        self._shardings = sharding.tree_shardings(mesh, boxed)
-        self.abstract_state: State = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            nn.meta.unbox(boxed),
-            self._shardings,
-        )
 
         def fresh(seed: jax.Array) -> State:
             batch = jax.tree.map(jnp.zeros_like, example)
             params = objective.init(jax.random.key(seed), batch)
-            return nn.meta.unbox(self._first_state(seed, params))
+            return {
+                "step": jnp.int32(0),
+                "seed": seed,  # here, lest a step of another seed be another program to compile
+                "params": params,
+                "opt_state": transform.init(params),
+                "bad_step": jnp.int32(-1),  # the first whose loss or gradient was not finite
+            }
 
-        self._fresh = jax.jit(fresh, out_shardings=self._shardings)
-        self.empty_window = jax.jit(self._window, out_shardings=self._shardings["window"])
+        # The function that is compiled, so that it is traced once.
+        boxed = jax.eval_shape(fresh, np.uint32(0))
+        shardings = sharding.tree_shardings(mesh, boxed)
+        self._fresh = jax.jit(fresh, out_shardings=shardings)
+        loss = functools.partial(objective.loss, train=True)
+        params = nn.meta.unbox(boxed["params"])
+        means = jax.eval_shape(loss, params, example, jax.random.key(0))[1]
+
+        def window() -> dict[str, Mean]:
+            """No metrics yet."""
+            nothing = Mean(jnp.float32(0), jnp.float32(0))
+            zeros = jax.tree.map(jnp.zeros_like, means)
+            return {"loss": nothing, **zeros, "grad_norm": nothing}
+
+        boxed["window"] = jax.eval_shape(window)
+        shardings["window"] = sharding.tree_shardings(mesh, boxed["window"])
+        self.empty_window = jax.jit(window, out_shardings=shardings["window"])
+        self.abstract_state: State = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            nn.meta.unbox(boxed),
+            shardings,
+        )
         self.step = jax.jit(
             sharding.on_mesh(mesh, self._step), donate_argnums=0,
-            out_shardings=(self._shardings, sharding.replicated(mesh)),
+            out_shardings=(shardings, sharding.replicated(mesh)),
         )  # fmt: skip
         self.evaluate_batch = self.jit(
             lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
@@ -108,7 +123,8 @@ class Trainer:
 
     def init(self, params: Any = None) -> State:
         """The state before the first step, each shard made on its device; given `params`, those."""
-        state = self._fresh(np.uint32(self.seed))
+        state = nn.meta.unbox(self._fresh(np.uint32(self.seed)))
+        state["window"] = self.empty_window()
         return state if params is None else state | {"params": params}
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,22 +134,6 @@ class Trainer:
     def put(self, batch: Mapping[str, np.ndarray], batch_size: int) -> Batch:
         """This process's rows, or on every process all batch_size -> global arrays on the mesh."""
         return sharding.to_global(self.mesh, dict(batch), batch_size)
-
-    def _first_state(self, seed: jax.Array, params: Any) -> State:
-        return {
-            "step": jnp.int32(0),
-            "seed": seed,  # here, lest a step of another seed be another program to compile
-            "params": params,
-            "opt_state": self.transform.init(params),
-            "window": self._window(),
-            "bad_step": jnp.int32(-1),  # the first whose loss or gradient was not finite
-        }
-
-    def _window(self) -> dict[str, Mean]:
-        """No metrics yet."""
-        nothing = Mean(jnp.float32(0), jnp.float32(0))
-        means = jax.tree.map(jnp.zeros_like, self._means)
-        return {"loss": nothing, **means, "grad_norm": nothing}
 
     def _step(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
         """The state after a step, and the step's loss, which unlike the state stays."""

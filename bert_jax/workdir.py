@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax.traverse_util import flatten_dict
 
 from bert_jax import distributed
@@ -81,3 +82,14 @@ def prepare_workdir(
             write(workdir)
         write_json(path, config)
     distributed.wait_for_all("the work directory is there")
+
+
+def keep_programs(folder: Path) -> None:
+    """What is compiled from now on stays, for a second start to find it.
+
+    In `folder`, unless JAX has been given another (JAX_COMPILATION_CACHE_DIR).
+    """
+    # The small ones too: a start has many, and each is several times faster to load.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -116,7 +116,8 @@ def test_by_default_texts_are_cut_where_the_model_ends(model):
 )
 def test_the_longer_text_of_a_pair_is_cut_first(model, first, second, max_length, kept):
     pair = " ".join(["ship"] * first), " ".join(["bee"] * second)
-    tokens, segments = model._encode(pair, max_length).values()
+    (encoded,) = model._encode([pair], max_length)
+    tokens, segments = encoded["tokens"], encoded["segments"]
     t = model.tokenizer
     ship, bee = ids(model, "ship"), ids(model, "bee")
     assert tokens.tolist() == [t.cls_id, *ship * kept[0], t.sep_id, *bee * kept[1], t.sep_id]

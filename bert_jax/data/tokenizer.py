@@ -107,15 +107,18 @@ class Tokenizer:
     def __reduce__(self):
         return _from_json, (self.backend.to_str(),)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens; a literal "[SEP]" or "[MASK]" is text."""
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Ids of each text, without [CLS] and [SEP] around it.
+
+        special: whether a "[SEP]" or "[MASK]" written in a text is that token; else it is text.
+        """
+        backend = self.special_backend if special else self.backend
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of one text; with `special`, a special token written in it is taken as such."""
-        backend = self.special_backend if special else self.backend
-        return backend.encode(text, add_special_tokens=False).ids
+        """Ids of one text; see `encode_batch`."""
+        return self.encode_batch([text], special)[0]
 
     @functools.cached_property
     def special_backend(self) -> tokenizers.Tokenizer:
