@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -105,6 +106,7 @@ def contest(contenders: Mapping[str, Contender]) -> dict[str, Result]:
 
 def _work(contender: Contender, line: Connection) -> None:
     """The life of a contender's process."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is for all of them
     turn = contender()
     line.send({"value": turn()})
     while line.recv():

@@ -36,7 +36,7 @@ SETTINGS = {
 
 def start(corpus: Path, workdir: Path) -> subprocess.Popen:
     flags = tiny_corpus.flags(corpus, workdir, "size=tiny,phases=true", **SETTINGS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "bert_jax.main", *tiny_corpus.words(flags)],
         cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL,
