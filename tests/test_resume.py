@@ -37,6 +37,7 @@ SETTINGS = {
 def start(corpus: Path, workdir: Path) -> subprocess.Popen:
     flags = tiny_corpus.flags(corpus, workdir, "size=tiny,phases=true", **SETTINGS)
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     return subprocess.Popen(
         [sys.executable, "-m", "bert_jax.main", *tiny_corpus.words(flags)],
         cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL,
@@ -171,6 +172,12 @@ def test_sigkill_at_five_random_moments(corpus_path, uninterrupted, trainer, tmp
     assert re.search(r"continuing .* from step \d+", log_of(workdir))
     assert_same(workdir, uninterrupted, trainer)
     assert not saving(workdir)
+
+
+def test_what_was_compiled_is_kept(uninterrupted):
+    """So that a second start need not compile it; small programs, too."""
+    kept = {file.name.split("-")[0] for file in (uninterrupted / "compiled").iterdir()}
+    assert kept >= {"jit_fresh", "jit_window", "jit__step"}
 
 
 def test_a_finished_run_is_left_as_it_is(corpus_path, uninterrupted, trainer, tmp_path):
