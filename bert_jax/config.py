@@ -1,5 +1,6 @@
 """Config files: their typed arguments, and from their fields to the objects of a run."""
 
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ _LEAST = {
     "log_every": 1, "checkpoint_every": 1, "eval_instances": 1,
     "keep_checkpoints": 1, "keep_every": 0, "workers": 0, "warmup_steps": 0,
     "model.layers": 1, "model.width": 1, "model.heads": 1, "model.head_width": 0,
-    "model.feed_forward": 0, "model.max_positions": 1,
+    "model.feed_forward": 0, "model.max_positions": 1, "model.segment_types": 1,
     "masking.max_predictions": 0, "masking.dupe_factor": 0,
     "eval_every": 0, "max_length": 4, "train_examples": 0, "reinit_layers": 0, "bilstm": 0,
     "bilstm_width": 2, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
@@ -96,11 +97,11 @@ def check_ranges(config: Any) -> None:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
     for name, least in _LEAST.items():
-        if flat.get(name, least) < least:
+        if not flat.get(name, least) >= least:  # nor nan
             raise UserError(f"{name}={flat[name]} must be at least {least}")
     for name in _POSITIVE:
-        if flat.get(name, 1) <= 0:
-            raise UserError(f"{name}={flat[name]:g} must be above 0")
+        if not 0 < flat.get(name, 1) < math.inf:
+            raise UserError(f"{name}={flat[name]:g} must be above 0 and finite")
     for name in filter(flat.__contains__, _SHARES):
         if not 0 <= flat[name] <= 1:
             raise UserError(f"{name}={flat[name]} must lie between 0 and 1")
@@ -115,6 +116,8 @@ def _check_pretraining(config: Any) -> None:
         raise UserError("masking.mask_share and masking.random_share are over 1 together")
     if config.nsp and (config.model.causal or not config.pairs):
         raise UserError("nsp=true needs pairs=true and model.causal=false")
+    if config.pairs and config.model.segment_types < 2:
+        raise UserError("pairs=true needs model.segment_types=2")
     if config.eval_every < 1:
         raise UserError(f"eval_every={config.eval_every} must be at least 1")
     longest = config.seq_length

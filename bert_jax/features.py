@@ -77,6 +77,8 @@ def write_features(
     Raises: UserError: a layer or length that the model does not have; no readable, non-empty file.
     """
     longest = model.encoder.max_positions
+    if not layers:
+        raise UserError("--layers names no layer")
     for layer in layers:
         if not -model.encoder.layers - 1 <= layer <= model.encoder.layers:
             raise UserError(

@@ -37,6 +37,8 @@ from bert_jax.workdir import check_same, keep_programs, prepare_workdir
 MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
 )  # fmt: skip
+# Of one in a table: what it was trained and scored on and began from make it another.
+MAY_CHANGE_OF_TABLES = ("test", "log_every", "keep_checkpoints", "mesh")
 _HEADS = {"classifier", "span_head", "tag_head", "choice_head"}
 
 
@@ -47,11 +49,12 @@ def main() -> None:
         )
     memory.keep_freed_memory()
     distributed.initialize()
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    config, workdir, chosen = CONFIG.value, Path(WORKDIR.value), given()
+    tasks.check_custom(config.task, config.custom.family, chosen)
     if config.mode == "train":
         finetune(config, workdir)
     else:
-        apply_model(config, workdir, given())
+        apply_model(config, workdir, chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +258,10 @@ def read_splits(task: Task, config: Any) -> Examples:
         )
     if config.train_examples:
         examples["train"] = examples["train"][: config.train_examples]
-    if "dev" not in examples:
+    if "dev" in examples:
+        if config.dev_share:
+            distributed.say("dev_share is not used: there is a dev split")
+    else:
         if not config.dev_share:
             raise errors.UserError(
                 f"{where} has no dev split of {task.name}: give --config.dev=FILE, or "
@@ -323,7 +329,8 @@ def build_phase(
 
     def flops(batch: Mapping[str, Any]) -> float:
         *rows, width = batch["tokens"].shape
-        return model_flops(encoder, int(np.prod(rows)), width, 0)
+        passes = 3 if config.features else 1  # a frozen encoder has no backward pass: a third
+        return model_flops(encoder, int(np.prod(rows)), width, 0) / passes
 
     return train.Phase(0, steps, config.max_length, config.batch_size, flops, batches, lambda: ())
 

@@ -5,6 +5,7 @@ A fine-tuned model also has what it was fine-tuned for: classify, answer, tag or
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,14 @@ class Guess:
 def load(path: str | Path, dtype: str = "auto") -> "Model":
     """Opens a model: the work directory of a run, a Hugging Face folder, or a TF1 release.
 
+    What a folder does not say, or has without a use, is told on stderr.
+
     Raises:
       UserError: the folder is none of these, or has no checkpoint yet.
     """
     opened = open_model(path)
+    for note in opened.notes:
+        print(f"{path}: {note}", file=sys.stderr)
     body = opened.body(dtype)
     model = Model(body.encoder, opened.params, opened.tokenizer)
     if opened.task is not None:

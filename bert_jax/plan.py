@@ -132,6 +132,7 @@ def compile_step(
 ) -> Plan:
     """Compiles the trainer's step for global batches of this shape."""
     mesh = sharding.make_mesh(config.mesh, target.devices)
+    sharding.check_batch(mesh, batch_size, config.accumulation)
     batch = abstract_batch(mesh, batch_size, seq_length, config.pairs)
     example = {n: np.zeros((config.accumulation, *x.shape[1:]), x.dtype) for n, x in batch.items()}
     trainer = train.build_trainer(config, mesh, config.steps, objective, example)

@@ -224,7 +224,7 @@ def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Jo
                 needs = None if given else folder / "report.json"
                 run = functools.partial(finetune_quietly, one, result.folder)
                 # Which model a run began from matters where the folders do not say it.
-                free = [n for n in finetune.MAY_CHANGE if n != "init_from" or not given]
+                free = finetune.MAY_CHANGE_OF_TABLES + (() if given else ("init_from",))
                 job = Job(result.folder, result.path, run, needs, one, free)
                 found.setdefault(result.folder, job)
     return list(found.values())

@@ -20,7 +20,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax
 from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -29,13 +28,11 @@ from bert_jax import distributed, errors, figures, finetune, memory
 from bert_jax.command_line import CONFIG, WORKDIR
 from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.grid import GRIDS, name_of, settings
-from bert_jax.workdir import check_same
+from bert_jax.workdir import check_same, keep_programs
 from configs.finetune import get_config
 
 _GRID = flags.DEFINE_enum("grid", "paper", list(GRIDS), "The settings to try; none: seeds only.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each setting.", lower_bound=1)
-# A run is not another one because of these. Its data and its start do make it another one.
-_MAY_CHANGE = [n for n in finetune.MAY_CHANGE if n not in ("init_from", "data", "train", "dev")]
 
 
 def main() -> None:
@@ -48,8 +45,7 @@ def main() -> None:
     distributed.initialize()
     check_grid(config, _GRID.value)
     folder = Path(workdir)
-    if not jax.config.values["jax_compilation_cache_dir"]:  # shared by the runs
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    keep_programs(folder / "compiled")  # the runs share them
     runs = [(point, seed) for point in settings(_GRID.value) for seed in range(_SEEDS.value)]
     results: list[dict[str, Any]] = []
     for point, seed in (progress := tqdm(runs, unit="run", dynamic_ncols=True)):
@@ -93,7 +89,7 @@ def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> d
     one = config.copy_and_resolve_references()
     one.update({**point, "seed": seed})
     if (workdir / "config.json").exists():
-        check_same(workdir, one.to_dict(), _MAY_CHANGE, whole=False)
+        check_same(workdir, one.to_dict(), finetune.MAY_CHANGE_OF_TABLES, whole=False)
     if not distributed.agree([path.exists()])[0]:
         # What a run says about itself is in its folder.
         quiet = io.StringIO()

@@ -129,30 +129,36 @@ step_status() {
   worker_states
 }
 
-again() {  # a process of its own, since what fails in it must end it and not us
-  bash launch/tpu_vm.sh delete create wait install corpus run \
-    ${flags[@]+"${flags[@]}"} -- "${entry[@]}"
+again() {  # STATE of the slices; a process of its own, since what fails in it must end it and not us
+  local steps=(wait install corpus run)
+  case $1 in
+    SUSPEND* | FAILED) steps=(delete create "${steps[@]}") ;;
+    "") steps=(create "${steps[@]}") ;;  # deleted before, and then not made
+  esac
+  bash launch/tpu_vm.sh "${steps[@]}" ${flags[@]+"${flags[@]}"} -- "${entry[@]}"
 }
 
 step_watch() {
-  local codes failed=false
+  local codes now failed=false up=true
   if $dry_run; then
     step_status
     echo "# when a slice was preempted (SUSPENDED, FAILED):"
-    again
+    again SUSPENDED
     echo "# when the run has saved and asks to be started again (75), or was killed:"
     step_run
     return
   fi
   while sleep "$POLL"; do
-    case $(state) in
+    now=$(state) || now=""
+    case $now in
       ACTIVE) ;;
-      SUSPEND* | FAILED)
-        again || echo "$NAME did not come up; trying again" >&2
-        continue
-        ;;
-      *) continue ;;
+      SUSPEND* | FAILED) up=false ;;
+      *) if $up; then continue; fi ;;
     esac
+    if ! $up; then
+      if again "$now"; then up=true; else echo "$NAME did not come up; trying again" >&2; fi
+      continue
+    fi
     # A worker that does not answer is about to be gone, and the state will say so.
     codes=$(worker_states | sed -n -E 's/^[^ ]+ (running|lost|[0-9]+)$/\1/p' | sort -u) || continue
     if [ -z "$codes" ] || grep -qx running <<< "$codes"; then

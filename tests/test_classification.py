@@ -253,7 +253,7 @@ def test_mistakes_in_predictions(tmp_path, lines, message):
 
 @pytest.mark.filterwarnings("error")
 def test_plots(tmp_path):
-    task = Classification("t", (), (("text",),), labels=("x", "y", "긍정"))
+    task = Classification("t", (), (("text",),), labels=("x", "y", "긍정", "$5_to_$10", "$_"))
     examples = [TextExample(str(i), ("a",), label, "f:1") for i, label in enumerate("xyyx")]
     path = task.plot(tmp_path / "confusion.png", examples, list("xyxx"))
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -120,6 +120,11 @@ def test_layers_that_are_not_there(model, texts, layer):
     features(model, texts, [2, -3])
 
 
+def test_no_layers(model, texts):
+    with pytest.raises(UserError, match="--layers names no layer"):
+        features(model, texts, [])
+
+
 @pytest.mark.parametrize("max_length", [2, 65])
 def test_lengths_that_cannot_be(model, texts, max_length):
     with pytest.raises(UserError, match=f"max_length={max_length} must lie between 3 and 64"):

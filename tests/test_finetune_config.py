@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -122,6 +123,24 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("task", "family", "field", "message"),
+    [
+        ("mrpc", "classification", "custom.text", "custom.text has no effect on task=mrpc"),
+        ("custom", "classification", "custom.joined", "no effect on .* the family classification"),
+        ("custom", "classification", "custom.family", "after the colon: task=custom,family="),
+        ("custom", "tagging", "custom.joined", None),
+        ("mrpc", "classification", "seed", None),
+    ],
+)
+def test_fields_of_a_custom_task_that_have_no_effect_are_told(task, family, field, message):
+    if message:
+        with pytest.raises(UserError, match=message):
+            tasks.check_custom(task, family, {field: ""})
+    else:
+        tasks.check_custom(task, family, {field: ""})
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"init_from": ""}, "--config.init_from=FOLDER is needed"),
@@ -145,6 +164,8 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
         ({"reinit_layers": 3}, "reinit_layers=3 is over the 2 layers"),
         ({"reinit_layers": 1, "features": "last"}, "reinit_layers must be 0"),
         ({"epochs": 0.0}, "epochs=0"),
+        ({"epochs": math.nan}, "epochs=nan must be above 0 and finite"),
+        ({"warmup_steps": math.nan}, "warmup_steps=nan must be at least 0"),
         ({"learning_rate": -1.0}, "learning_rate=-1"),
         ({"dropout": 1.0}, "dropout=1"),
         ({"dev_share": 1.5}, "dev_share=1.5"),

@@ -65,6 +65,8 @@ MISTAKES = {
     "heads that do not fit": ({"model.heads": 3}, "model.width=16 does not divide by"),
     "dropout of everything": ({"model.hidden_dropout": 1.0}, "hidden_dropout"),
     "masking above one": ({"masking.rate": 1.5}, "masking.rate"),
+    "no segments": ({"model.segment_types": 0}, "model.segment_types=0 must be at least 1"),
+    "pairs of one segment": ({"model.segment_types": 1}, "pairs=true needs model.segment_types=2"),
     "no layers": ({"model.layers": 0}, "model.layers=0 must be at least 1"),
     "negative workers": ({"workers": -1}, "workers=-1 must be at least 0"),
     "negative seed": ({"seed": -1}, "seed=-1 must lie between 0 and 4294967295"),

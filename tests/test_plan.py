@@ -8,6 +8,7 @@ from tiny_corpus import one_device
 from tpu_compiler import needs_compiler
 
 from bert_jax import main, metrics, plan, tpu
+from bert_jax.errors import UserError
 from bert_jax.plan_text import plan_text, search_text
 from bert_jax.program import Collective, Kernel, Program
 from configs import pretrain
@@ -144,6 +145,14 @@ def test_state_and_gradients_of_a_step(monkeypatch):
     assert (result["fits"], result["devices"], phase["rows"]) == (True, 8, 4)
     json.dumps(result)
     assert "hours" in plan_text(result)
+
+
+def test_a_batch_of_the_short_phase_that_cannot_be_shared_out_is_told():
+    config = tiny_config(**{"short_phase.share": 0.5, "short_phase.batch_size": 20})
+    objective = main.build_objective(config, plan.stand_in_tokenizer(100))
+    target = tpu.Slice("cpu", 1, tpu.CHIPS["v5e"], jax.devices()[:8])
+    with pytest.raises(UserError, match=r"batch_size=20 must divide by .* the 8 devices"):
+        plan.plan(config, objective, target)
 
 
 def test_a_program_that_does_not_fit_is_a_result(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from random_text import WORDS, random_text, sentences, text_config
 
 from bert_jax.data.build import prepare
+from bert_jax.data.units import find_files
 from bert_jax.errors import UserError
 from configs.prepare import get_config
 
@@ -25,6 +26,14 @@ def test_the_command_says_errors_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: input pattern ") and "matches no file" in done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_brackets_in_the_name_of_what_is_there_are_no_pattern(tmp_path):
+    path = tmp_path / "v[2]" / "a[b].txt"
+    path.parent.mkdir()
+    path.touch()
+    for given in (path, path.parent, f"{tmp_path}/v*/*"):
+        assert find_files(str(given), "text") == [("text", str(path))]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import statistics
 
 import pytest
@@ -208,6 +209,14 @@ def test_what_is_there_is_not_run_again(out, corpus_path, glue, monkeypatch):
     start = json.loads((started[0] / "config.json").read_text())["init_from"]
     assert start == str(out / "pretraining" / "ltr" / "checkpoints" / "1")
     assert (out / "figure5" / "table.png").stat().st_size > 0
+
+
+def test_finished_runs_on_other_data_are_not_taken(out, corpus_path, glue, tmp_path):
+    shutil.copytree(glue, tmp_path / "other")
+    config = make_config("table=5,tasks=cola", corpus_path)
+    config.glue = str(tmp_path / "other")
+    with pytest.raises(UserError, match=r"seed0 holds .*\(data was .*, is .*/other/CoLA"):
+        reproduce.reproduce(config, out.parent)
 
 
 @pytest.mark.parametrize(

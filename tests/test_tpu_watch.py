@@ -9,8 +9,13 @@ import pytest
 from stub_cloud import DATA, ENTRY, VM
 
 
-def watch(cloud, states: list[str], workers: list[str]) -> tuple[subprocess.CompletedProcess, str]:
-    """Runs `watch`; returns its result and the verbs called, without the looks."""
+def watch(
+    cloud, states: list[str], workers: list[str], fails: str = ""
+) -> tuple[subprocess.CompletedProcess, str]:
+    """Runs `watch`; returns its result and the verbs called, without the looks.
+
+    fails: a verb that the cloud refuses once.
+    """
     folder = cloud.answer.parent
     (folder / "states").write_text("\n".join(states) + "\n")
     (folder / "workers").write_text("\n".join(workers) + "\n")
@@ -19,6 +24,7 @@ def watch(cloud, states: list[str], workers: list[str]) -> tuple[subprocess.Comp
 case "$*" in
   *describe*) next {folder}/states ;;
   *"worker.sh status"*) next {folder}/workers | tr ',' '\\n' ;;
+  *" {fails or "-"} "*) if mkdir {folder}/failed 2> /dev/null; then exit 1; fi ;;
 esac
 """
     )
@@ -55,6 +61,19 @@ def test_a_slice_preempted_while_it_came_up_is_made_again(cloud):
     states = ["SUSPENDED", "SUSPENDED", "SUSPENDED", "ACTIVE", "ACTIVE"]
     result, verbs = watch(cloud, states, ["a 0,b 0"])
     assert (result.returncode, verbs) == (0, "delete create delete create scp start")
+
+
+def test_a_slice_that_could_not_be_made_is_asked_for_again(cloud):
+    """It is deleted by then, and has no state."""
+    states = ["SUSPENDED", "", "ACTIVE", "ACTIVE"]
+    result, verbs = watch(cloud, states, ["a 0,b 0"], fails="create")
+    assert (result.returncode, verbs) == (0, "delete create create scp start")
+
+
+def test_what_could_not_be_installed_is_installed_again(cloud):
+    states = ["SUSPENDED", "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE"]
+    result, verbs = watch(cloud, states, ["a 0,b 0"], fails="scp")
+    assert (result.returncode, verbs) == (0, "delete create scp scp start")
 
 
 def test_what_a_lost_slice_did_to_the_others_is_no_failure(cloud):

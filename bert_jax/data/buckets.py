@@ -6,6 +6,7 @@ order) is cut into pools of `POOL` batches, less where a pass has fewer; a pool 
 cut into batches, and these come in random order.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -125,6 +126,12 @@ def eval_plan(
     return plan
 
 
+@functools.lru_cache(maxsize=2)  # a pool after the other asks for the same one or the next
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Indices int64[count] of the features in the order of a pass."""
+    return np.argsort(random_bits(seed, Purpose.ORDER, epoch, np.arange(count)))
+
+
 def _pool(lengths: np.ndarray, batch_size: int, seed: int, first: int, batches: int) -> np.ndarray:
     """Indices int64[batches, batch_size] of steps first .. first + batches - 1."""
     count = len(lengths)
@@ -132,8 +139,7 @@ def _pool(lengths: np.ndarray, batch_size: int, seed: int, first: int, batches: 
     stream = np.empty(len(places), np.int64)
     for epoch in range(int(places[0]) // count, int(places[-1]) // count + 1):
         inside = places // count == epoch
-        order = np.argsort(random_bits(seed, Purpose.ORDER, epoch, np.arange(count)))
-        stream[inside] = order[places[inside] % count]
+        stream[inside] = _order(seed, epoch, count)[places[inside] % count]
     stream = stream[np.argsort(lengths[stream], kind="stable")]
     # -1 - first: the number of no epoch.
     order = np.argsort(random_bits(seed, Purpose.ORDER, -1 - first, np.arange(batches)))

@@ -65,7 +65,9 @@ def find_files(patterns: str, source: str) -> list[tuple[str, str]]:
             continue
         pattern = os.path.expanduser(pattern)
         if os.path.isdir(pattern):
-            pattern = os.path.join(pattern, "**")
+            pattern = os.path.join(glob.escape(pattern), "**")
+        elif os.path.isfile(pattern):
+            pattern = glob.escape(pattern)
         matches = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
         if not matches:
             raise UserError(f"input pattern {pattern!r} matches no file")

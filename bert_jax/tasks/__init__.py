@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bert_jax.errors import UserError
@@ -43,6 +43,24 @@ def get_task(name: str, custom: Mapping[str, Any] | None = None) -> Task:
     if name not in TASKS:
         raise UserError(f"task {name!r} is unknown; known: {', '.join([*TASKS, 'custom'])}")
     return TASKS[name]
+
+
+def check_custom(name: str, family: str, chosen: Collection[str]) -> None:
+    """Raises UserError: of the chosen fields custom.X of the config, one has no effect.
+
+    name, family: of the task and of a custom one, as the argument of the config has them.
+    """
+    known = inspect.signature(FAMILIES[family].custom).parameters
+    for field in chosen:
+        section, _, setting = field.partition(".")
+        if section != "custom":
+            continue
+        if name != "custom":
+            raise UserError(f"{field} has no effect on task={name}: it is for task=custom")
+        if setting == "family":  # the recipe comes with it
+            raise UserError(f"{field} is given after the colon: task=custom,family=...")
+        if setting not in known:
+            raise UserError(f"{field} has no effect on a custom task of the family {family}")
 
 
 def family(task: Task) -> str:

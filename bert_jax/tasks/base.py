@@ -232,8 +232,10 @@ def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
     train = [e for e, dev in zip(examples, chosen, strict=True) if not dev]
     dev = [e for e, dev in zip(examples, chosen, strict=True) if dev]
     if not train or not dev:
+        groups = {example.group for example in examples}
+        cause = " (all are of one article or document)" if len(groups - {""}) == 1 else ""
         raise UserError(
-            f"{file_of(examples)}: dev_share={share:g} leaves no examples on one side; "
+            f"{file_of(examples)}: dev_share={share:g} leaves no examples on one side{cause}; "
             "give a dev file"
         )
     return train, dev

@@ -33,8 +33,9 @@ def confusion(
         colour = "white" if share > 0.5 else "black"
         text = f"{counts[row, place]}\n{share:.0%}"
         axes.text(place, row, text, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
+    names = [label.replace("$", r"\$") for label in labels]  # else matplotlib reads mathematics
+    axes.set_xticks(range(len(labels)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), names)
     axes.set(xlabel="predicted", ylabel="gold")
     return save(figure, path)
 
