@@ -233,7 +233,8 @@ def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
     dev = [e for e, dev in zip(examples, chosen, strict=True) if dev]
     if not train or not dev:
         groups = {example.group for example in examples}
-        cause = " (all are of one article or document)" if len(groups - {""}) == 1 else ""
+        together = len(groups) == 1 and "" not in groups
+        cause = " (all are of one article or document)" if together else ""
         raise UserError(
             f"{file_of(examples)}: dev_share={share:g} leaves no examples on one side{cause}; "
             "give a dev file"
