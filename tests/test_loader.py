@@ -2,8 +2,11 @@
 
 import itertools
 import multiprocessing
+import os
+import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +92,43 @@ def test_abandoned_iterators_leave_no_thread_and_no_process(instances):
         time.sleep(0.05)
     assert multiprocessing.active_children() == []
     assert others()[0] <= before[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_run(instances, expected, number):
+    """Ctrl-C and some schedulers send them to all processes, and the run saves before it ends."""
+    batches = train_batches(instances, BATCH, 0, STEPS, workers=1)
+    first = next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, number)
+    assert_same([first, *batches], expected)
+
+
+def hand_over_a_worker(instances, pipe):
+    batches = train_batches(instances, BATCH, 0, 10**6, workers=1)
+    next(batches)
+    pipe.send(multiprocessing.active_children()[0].pid)
+    pipe.recv()  # for ever
+
+
+def test_workers_do_not_outlive_a_run_that_was_killed(instances):
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    run = context.Process(target=hand_over_a_worker, args=(instances, there))
+    run.start()
+    worker = here.recv()
+    run.kill()
+    run.join()
+    deadline = time.monotonic() + 10
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def is_running(pid: int) -> bool:
+    """Not so of a zombie, which whoever adopted it has not yet waited for."""
+    status = Path("/proc", str(pid), "stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_an_error_while_reading_reaches_the_caller(instances):

@@ -6,6 +6,10 @@ workers or devices; so the state of the input is one integer, the step.
 
 import contextlib
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Generator
 from pathlib import Path
 
@@ -53,7 +57,8 @@ def train_batches(
         if not flags.FLAGS.is_parsed():  # in a notebook: Grain's own flags keep their defaults
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_live_as_long_as_the_run,
         )
     return _closing(batches)
 
@@ -114,6 +119,20 @@ class _Steps:
 
     def __getitem__(self, step: int) -> Batch:
         return self._instances.batch(step * self._batch_size + self._rows)
+
+
+def _live_as_long_as_the_run(worker: int, workers: int) -> None:
+    """In a worker: signals to all processes are for the run, which may save before it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run = multiprocessing.parent_process()
+    assert run is not None
+
+    def end_with_it() -> None:  # when it was killed, too, and could not say so
+        run.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _closing(batches: grain.IterDataset) -> Generator[Batch, None, None]:
