@@ -22,7 +22,7 @@ from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 from bert_jax.sharding import ahead
-from bert_jax.task_inference import TaskModel, Text, as_list, batch_limits
+from bert_jax.task_inference import TaskModel, Text, as_list, batch_limits, side_by_side
 from bert_jax.tasks.base import join_texts
 from bert_jax.weights import open_model
 
@@ -73,7 +73,7 @@ class Model(TaskModel):
             table = params["encoder"]["embeddings"]["token"]
             return jax.nn.softmax(apply(MlmHead(encoder), params["mlm_head"], hidden, table))
 
-        self._states, self._fill = states, fill
+        self._states, self._fill = side_by_side(states), fill
 
     def hidden_states(
         self, texts: Sequence[Text], max_length: int | None = None, batch_size: int = 32

@@ -1,9 +1,11 @@
 """What a fine-tuned model is used for: classify, answer, tag, choose."""
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from bert_jax.tasks import choice, conll, squad_read
 from bert_jax.tasks.base import Feature, Task, run_features
 from bert_jax.tasks.classification import TextExample
 
+R = TypeVar("R")
 Text = str | tuple[str, str]  # a text, or a pair of texts
 
 
@@ -91,7 +94,7 @@ class TaskModel:
         max_length: tokens of a sequence in fine-tuning; default: what the model can take.
         """
         self.task, self._longest = task, max_length or self.encoder.max_positions
-        self._predict = jax.jit(task.objective(body).predict)
+        self._predict = side_by_side(jax.jit(task.objective(body).predict))
 
     def predict(self, examples: Sequence[Any], batch_size: int = 32) -> list[Any]:
         """The predictions for examples of the model's task, as `Task.decode` gives them."""
@@ -241,6 +244,16 @@ class TaskModel:
             self._longest, *batch_limits(len(features), batch_size),
         )  # fmt: skip
         return features, outputs
+
+
+def side_by_side(function: Callable[..., R]) -> Callable[..., R]:
+    """A jitted function on one device, two calls of which run beside one another on a CPU, too.
+
+    There, the calls of a thread run one after the other, and cores rest where a program uses one.
+    So two threads call it in turns; `sharding.ahead` has the next call under way.
+    """
+    threads = itertools.cycle([ThreadPoolExecutor(1), ThreadPoolExecutor(1)])
+    return lambda *args: next(threads).submit(function, *args).result()
 
 
 def batch_limits(count: int, batch_size: int) -> tuple[int, int]:
