@@ -54,6 +54,7 @@ class Checkpoints:
         Raises: UserError when there is nothing to read.
         """
         self._folder, self._read_only = Path(folder).resolve(), read_only
+        self._saving: Any = None  # the save that was started last
         if read_only and not self._folder.is_dir():
             raise UserError(f"there are no checkpoints at {self._folder}")
         context = ocp.Context()
@@ -83,16 +84,19 @@ class Checkpoints:
         """
         metrics = None if score is None else {"score": score}
         tree = {"state": state, "fingerprint": fingerprint(state)}
+        self.wait()
         with self._explained():
-            self._orbax.save_async(step, tree, metrics=metrics)
+            self._saving = self._orbax.save_async(step, tree, metrics=metrics)
 
     def wait(self) -> None:
         """Blocks until what was started is committed.
 
         Raises: UserError, as does the next `save`: it could not be.
         """
+        saving, self._saving = self._saving, None
         with self._explained():
-            self._orbax.wait()
+            if saving:  # its thread and files stay open until it is asked
+                saving.result()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -107,8 +111,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and ends what runs behind. Raises: UserError, as `wait`."""
-        with self._explained():
-            self._orbax.close()
+        try:
+            self.wait()
+        finally:
+            with self._explained():
+                self._orbax.close()
 
     @property
     def steps(self) -> list[int]:

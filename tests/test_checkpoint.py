@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -315,6 +316,26 @@ def test_saving_the_next_does_not_wait_for_the_reader_of_the_last(tmp_path):
         value = change(value)
     checkpoints.wait()
     assert np.asarray(checkpoints.restore(abstract(value))[1]["params"]["kernel"]).max() == 1
+    checkpoints.close()
+
+
+def test_many_saves_leave_no_threads_and_no_open_files(tmp_path):
+    """A long run makes a thousand, and may have 1,024 files open."""
+
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    before = held()
+    save(tmp_path / "checkpoints", 1)
+    assert held() <= before
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(2, state(2))
+    checkpoints.wait()
+    before = held()
+    for step in range(3, 8):
+        checkpoints.save(step, state(step))
+    checkpoints.wait()
+    assert held() == before
     checkpoints.close()
 
 
