@@ -74,8 +74,11 @@ def write_features(
     The file is read twice: the first time to count, so vectors go straight to the disk.
 
     Returns: [N, K, D].
-    Raises: UserError: a layer or length that the model does not have; no readable, non-empty file.
+    Raises: UserError: a layer or length that the model does not have; no readable, non-empty file,
+      or one that changes.
     """
+    if texts.exists() and not texts.is_file():
+        raise UserError(f"{texts} is not a file, which can be read twice: write the texts to one")
     longest = model.encoder.max_positions
     if not layers:
         raise UserError("--layers names no layer")
@@ -115,9 +118,13 @@ def write_features(
             ):
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(entry, header)
+                found = []
                 for vectors in _vectors(model, texts, layers, level, room):
                     entry.write(vectors.astype("<f4").tobytes())
+                    found.append(len(vectors))
                     progress.update()
+        if found != counts:
+            raise UserError(f"{texts} changed while it was read")
         made.replace(output)
     finally:
         made.unlink(missing_ok=True)

@@ -347,6 +347,8 @@ def initial_params(
     if not _same_labels(model.task, task):  # the head of another task
         for head in _HEADS & given.keys():
             del given[head]
+    if _reads_others(fresh, given):
+        del given["pooler"]
     params, new, unused = weights.merge(fresh, given, config.init_from)
     layers = model.model["layers"]
     params["encoder"] = dict(params["encoder"])
@@ -361,6 +363,14 @@ def initial_params(
     )
     shardings = jax.tree.map(lambda x: x.sharding, trainer.abstract_state["params"])
     return jax.device_put(params, shardings)
+
+
+def _reads_others(fresh: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether the given pooler is of other vectors than the new one: not of a BiLSTM's, say."""
+    if "pooler" not in fresh or "pooler" not in given:
+        return False
+    shapes = [jax.tree.map(np.shape, tree["pooler"]) for tree in (fresh, given)]
+    return "bilstm" in fresh.keys() - given.keys() or shapes[0] != shapes[1]
 
 
 def _same_labels(before: Mapping[str, Any] | None, task: Task) -> bool:

@@ -54,7 +54,7 @@ def load(path: str | Path, dtype: str = "auto") -> "Model":
 
 
 class Model(TaskModel):
-    """A trained model with its tokenizer; every method takes any number of texts."""
+    """A trained model with its tokenizer."""
 
     def __init__(self, encoder: EncoderConfig, params: Any, tokenizer: Tokenizer):
         """params: the tree of a checkpoint; only the parts a method uses need be there."""
@@ -111,8 +111,11 @@ class Model(TaskModel):
     def fill_mask(self, text: Text, top: int = 5) -> list[list[Guess]]:
         """For each [MASK] in the text (or pair), the `top` most probable tokens, best first.
 
-        Raises: UserError when there is no [MASK] within the length the model can take.
+        Raises: UserError when there is no [MASK] within the length the model can take, or `text` is
+          a list.
         """
+        if isinstance(text, list):  # of two, it would be taken for a pair
+            raise UserError("fill_mask takes one text at a time (a pair: as a tuple), not a list")
         if "mlm_head" not in self.params:
             raise UserError("this model has no masked-LM head")
         if self.encoder.causal:
@@ -158,6 +161,8 @@ class Model(TaskModel):
         limit = longest if max_length is None else max_length
         parts = [(text,) if isinstance(text, str) else text for text in texts]
         for some in parts:
+            if len(some) not in (1, 2):
+                raise UserError(f"a text or a pair of texts is expected, not {some!r}")
             if not len(some) < limit <= longest:
                 least = len(some) + 1
                 raise UserError(f"max_length={limit} must lie between {least} and {longest}")

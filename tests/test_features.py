@@ -1,5 +1,6 @@
 """Features of a text file: the encoder's own activations, each text and word in its place."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,26 @@ def test_layers_that_are_not_there(model, texts, layer):
 def test_no_layers(model, texts):
     with pytest.raises(UserError, match="--layers names no layer"):
         features(model, texts, [])
+
+
+def test_what_can_be_read_once_only_is_refused(model, tmp_path):
+    pipe, output = tmp_path / "pipe", tmp_path / "out.npz"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="pipe is not a file, which can be read twice"):
+        write_features(model, pipe, output, [-1])
+    assert not output.exists()
+
+
+def test_a_file_that_changes_meanwhile_leaves_nothing(model, texts, monkeypatch):
+    def grow(*args):
+        texts.write_text("one line\n")
+        return real(*args)
+
+    real = bert_jax.features._vectors
+    monkeypatch.setattr(bert_jax.features, "_vectors", grow)
+    with pytest.raises(UserError, match=r"texts\.txt changed while it was read"):
+        features(model, texts)
+    assert {path.name for path in texts.parent.iterdir()} == {"texts.txt"}
 
 
 @pytest.mark.parametrize("max_length", [2, 65])

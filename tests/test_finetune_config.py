@@ -128,6 +128,7 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
         ("mrpc", "classification", "custom.text", "custom.text has no effect on task=mrpc"),
         ("custom", "classification", "custom.joined", "no effect on .* the family classification"),
         ("custom", "classification", "custom.family", "after the colon: task=custom,family="),
+        ("mrpc", "classification", "task", "task is given after the colon"),
         ("custom", "tagging", "custom.joined", None),
         ("mrpc", "classification", "seed", None),
     ],

@@ -84,6 +84,18 @@ def test_a_frozen_encoder_stays_and_has_no_optimiser_state(trained, data, tmp_pa
     assert not any("encoder" in name for name in names)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"bilstm": 1, "bilstm_width": 32}, {"features": "second_to_last", "bilstm": 1}]
+)
+def test_the_pooler_of_other_vectors_is_made_new(trained, data, tmp_path, capsys, settings):
+    """Whether its shape would fit or not."""
+    width = load_params(trained)["pooler"]["dense"]["bias"].shape[0]
+    tuning = {"bilstm_width": width, "epochs": 0.04, **settings}
+    config = make_config(trained, data=str(data / "classification"), **tuning)
+    finetune.finetune(config, tmp_path / "run")
+    assert "new, from random: bilstm, classifier, pooler;" in capsys.readouterr().err
+
+
 def test_new_tokens_are_learnt_and_stay_with_the_model(trained, data, tmp_path):
     tokens = tmp_path / "new.txt"
     tokens.write_text("shipzz\nsongzz\n")

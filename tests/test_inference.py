@@ -132,7 +132,18 @@ def test_impossible_lengths_are_user_errors(model, max_length):
         model.hidden_states([(SHORT, SHORT)], max_length=2)
 
 
+@pytest.mark.parametrize("item", [(), ["a", "cat", "sat"]])
+def test_what_is_neither_a_text_nor_a_pair(model, item):
+    with pytest.raises(UserError, match=r"a text or a pair of texts is expected, not [(\[]"):
+        model.embed([SHORT, item])
+
+
 # Filling masks.
+
+
+def test_masks_of_one_text_at_a_time(model):
+    with pytest.raises(UserError, match="one text at a time"):
+        model.fill_mask(["the [MASK]", "a [MASK]"])
 
 
 def test_probabilities_are_the_softmax_of_the_head(model):

@@ -331,10 +331,15 @@ def test_nothing_to_learn(sentence, message):
         Tagging("custom").fit([sentence])
 
 
-def test_unknown_tag_names_its_line():
-    other = Sentence("0", ("a", "b"), ("O", "B-LOC"), "dev.txt:7")
-    with pytest.raises(UserError, match=r"dev\.txt:8: the tag 'B-LOC' is not in the training"):
-        TASK.featurise([other], ENGLISH, 16, train=False)
+def test_a_tag_that_training_did_not_have_is_told_and_counts_as_missed(capfd):
+    assert "B-LOC" not in TASK.labels
+    others = [Sentence("0", ("a", "b"), ("O", "B-LOC"), "dev.txt:7")]
+    assert len(TASK.featurise(others, ENGLISH, 16, train=False)) == 1
+    said = capfd.readouterr().err
+    assert "dev.txt:8: the tag 'B-LOC' is not in the training data" in said
+    assert "never predicted: 1" in said
+    scores = TASK.score(others, [("O", "O")])
+    assert (scores["recall"], scores["f1_LOC"]) == (0, 0)
 
 
 def test_both_letters_of_every_type_whatever_the_order():

@@ -46,11 +46,13 @@ def get_task(name: str, custom: Mapping[str, Any] | None = None) -> Task:
 
 
 def check_custom(name: str, family: str, chosen: Collection[str]) -> None:
-    """Raises UserError: of the chosen fields custom.X of the config, one has no effect.
+    """Raises UserError: a chosen field of the config has no effect, or comes with a recipe.
 
     name, family: of the task and of a custom one, as the argument of the config has them.
     """
     known = inspect.signature(FAMILIES[family].custom).parameters
+    if "task" in chosen:
+        raise UserError("task is given after the colon: --config=configs/finetune.py:task=...")
     for field in chosen:
         section, _, setting = field.partition(".")
         if section != "custom":
