@@ -98,6 +98,7 @@ def assemble(
                 "to the embeddings, is not supported"
             )
     architecture = (config.get("architectures") or [""])[0]
+    _check_numbers(config, where)
     model, c = model_section(config, where)
     parts = {}
     for part, prefix in PARTS.items():
@@ -136,7 +137,7 @@ def assemble(
     unused = sorted(theirs.keys() - {array.theirs for array in table.values()})
     if unused:
         notes.append(f"not used: {', '.join(unused)}")
-    return Pretrained(model, params, tokenizer, _task(config, parts), tuple(notes))
+    return Pretrained(model, params, tokenizer, _task(config, parts, where), tuple(notes))
 
 
 def disassemble(
@@ -250,9 +251,32 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"{folder / 'config.json'}: not supported: {'; '.join(wrong)}")
 
 
-def _task(config: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any] | None:
-    """The row of a task for a user's own data that fits the head, with its label names."""
-    labels = _names((config.get("id2label") or {}).items(), parts)
+def _check_numbers(config: Mapping[str, Any], where: Path) -> None:
+    """Raises UserError, naming `where`: a size or rate of a BERT config is no number."""
+    sizes, rates = ([n for n in names if n in config] for names in ((*SIZES, "vocab_size"), RATES))
+    wrong = [n for n in sizes if not isinstance(config[n], int) or config[n] < 1]
+    wrong += [n for n in rates if not isinstance(config[n], int | float)]
+    if wrong:
+        text = ", ".join(f"{name}={config[name]!r}" for name in wrong)
+        raise UserError(
+            f"{where}: the config has {text}; sizes must be whole numbers above 0, rates numbers"
+        )
+
+
+def _task(
+    config: Mapping[str, Any], parts: Mapping[str, int], where: Path
+) -> dict[str, Any] | None:
+    """The row of a task for a user's own data that fits the head, with its label names.
+
+    Raises: UserError, naming `where`: the config does not number the classes.
+    """
+    given = config.get("id2label") or {}
+    if not isinstance(given, dict) or not all(map(str.isdecimal, given)):
+        raise UserError(
+            f'{where}: id2label in the config must name classes by number, as {{"0": "no"}}; it is '
+            f"{given!r:.80}"
+        )
+    labels = _names(given.items(), parts)
     if "classifier" in parts:
         numbers = config.get("problem_type") == "regression" or len(labels) == 1
         several = config.get("problem_type") == "multi_label_classification"
@@ -318,7 +342,13 @@ def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.n
     if (folder / "model.safetensors").exists():
         files = ["model.safetensors"]
     elif index.exists():
-        files = sorted(set(read_json(index)["weight_map"].values()))
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(f, str) for f in named.values()):
+            raise UserError(
+                f"{index} has no weight_map, which names the file of each array; get the folder "
+                "again"
+            )
+        files = sorted(set(named.values()))
     else:
         others = [
             p.name for s in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack") for p in folder.glob(s)

@@ -172,6 +172,10 @@ def test_several_files_and_half_precision(folder):
     (folder / "b.safetensors").unlink()
     with pytest.raises(UserError, match=r"b\.safetensors cannot be read"):
         open_model(folder)
+    for broken in ({}, {"weight_map": ["a.safetensors"]}, {"weight_map": {"scale": 1}}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=r"safetensors\.index\.json has no weight_map, which"):
+            open_model(folder)
 
 
 def test_the_class_follows_from_the_parts():
@@ -206,6 +210,10 @@ def test_the_class_follows_from_the_parts():
         ({"num_hidden_layers": 3}, "16 arrays do not fit: bert.encoder.layer.2.* absent, exp"),
         ({"vocab_size": 40}, r"word_embeddings.weight: \(37, 16\), expected \(40, 16\)"),
         ({"num_attention_heads": 3}, "does not divide by"),
+        ({"hidden_size": "16"}, "model: the config has hidden_size='16'; sizes must be whole num"),
+        ({"num_attention_heads": 0, "layer_norm_eps": None}, "attention_heads=0, layer_norm_eps=N"),
+        ({"id2label": {"PER": "0"}}, r"model: id2label .* must name .*; it is {'PER': '0'}$"),
+        ({"id2label": ["O", "PER"]}, r"model: id2label .* must name .*; it is \['O', 'PER'\]$"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )  # fmt: skip
