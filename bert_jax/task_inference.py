@@ -169,7 +169,8 @@ class TaskModel:
         """The entities of each text, which may be of any length.
 
         texts: each a string, whose words stand between white space, or a list of words. A model of
-        running text (KLUE) tags characters.
+        running text (KLUE) tags characters. Of tags without B- and I-, as models from elsewhere may
+        have them, neighbours that are alike are one entity.
         """
         task: Any = self._require("tagging", "tag texts")
         split = [_words(text, task.joined) for text in as_list(texts)]
@@ -181,7 +182,7 @@ class TaskModel:
         tagged = task.decode(examples, *self._run(task, examples, batch_size))
         for (text, spans), example, tags in zip(split, examples, tagged, strict=True):
             entities = []
-            for kind, first, end in conll.chunks(tags):
+            for kind, first, end in conll.chunks(conll.as_inside(tags, task.labels)):
                 place = spans[first][0], spans[end - 1][1]
                 entities.append(Entity(kind, text[slice(*place)], *place))
             results.append(Tagged(text, example.words, tags, tuple(entities)))

@@ -260,6 +260,23 @@ def test_entities_are_places_in_the_text(fine_tuned, monkeypatch):
             assert tagged.text[entity.start : entity.end] == entity.text
 
 
+@pytest.mark.parametrize(
+    ("labels", "entities"),
+    [
+        (("O", "PER", "LOC"), [("PER", "old"), ("LOC", "ship bee")]),
+        (("O", "PER", "B-LOC"), [("LOC", "ship"), ("LOC", "bee")]),
+    ],
+    ids=["plain", "mixed"],
+)
+def test_plain_labels_are_types_of_entities(fine_tuned, monkeypatch, labels, entities):
+    """As taggers from elsewhere may have them, but not beside labels with B- or I-."""
+    model = fine_tuned(Tagging(name="custom", labels=labels))
+    monkeypatch.setattr(model, "_predict", tags_words(model))
+    (tagged,) = model.tag(["the old ship bee sees"])
+    assert tagged.tags == ("O", labels[1], labels[2], labels[2], "O")
+    assert [(entity.type, entity.text) for entity in tagged.entities] == entities
+
+
 def test_running_text_has_tags_of_characters(fine_tuned, monkeypatch):
     model = fine_tuned(dataclasses.replace(TAGGING, joined=True))
     monkeypatch.setattr(model, "_predict", tags_words(model))

@@ -152,6 +152,17 @@ def chunks(tags: Tags, strict: bool = False) -> list[tuple[str, int, int]]:
     return found
 
 
+def as_inside(tags: Tags, labels: Iterable[str]) -> Tags:
+    """Tags for `chunks`: where all of `labels` are plain types (`O`, `PER`), `PER` is `I-PER`.
+
+    So neighbours of one type are one entity. Source: the token-classification pipeline of
+    transformers, which does the same.
+    """
+    if any(_TAG.fullmatch(label) for label in labels if label != "O"):
+        return tags
+    return [tag if tag == "O" else f"I-{tag}" for tag in tags]
+
+
 @dataclasses.dataclass
 class Counts:
     """Entities: in the gold tags, found by the prediction, and both (same span and type)."""
