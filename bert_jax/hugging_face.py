@@ -137,7 +137,8 @@ def assemble(
     unused = sorted(theirs.keys() - {array.theirs for array in table.values()})
     if unused:
         notes.append(f"not used: {', '.join(unused)}")
-    return Pretrained(model, params, tokenizer, _task(config, parts, where), tuple(notes))
+    labels, told = _class_names(config, parts, where)
+    return Pretrained(model, params, tokenizer, _task(config, parts, labels), (*notes, *told))
 
 
 def disassemble(
@@ -263,10 +264,12 @@ def _check_numbers(config: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def _task(
+def _class_names(
     config: Mapping[str, Any], parts: Mapping[str, int], where: Path
-) -> dict[str, Any] | None:
-    """The row of a task for a user's own data that fits the head, with its label names.
+) -> tuple[tuple[str, ...], list[str]]:
+    """The names of a head's classes that a config has; a note if texts have two of one name.
+
+    Those get another: label names are how a text's probabilities are told apart.
 
     Raises: UserError, naming `where`: the config does not number the classes.
     """
@@ -276,7 +279,23 @@ def _task(
             f'{where}: id2label in the config must name classes by number, as {{"0": "no"}}; it is '
             f"{given!r:.80}"
         )
-    labels = _names(given.items(), parts)
+    names = _names(given.items(), parts)
+    if "classifier" not in parts:
+        return names, []
+    labels: list[str] = []
+    for number, name in enumerate(names):
+        while name in labels:
+            name = f"{name} ({number})"
+        labels.append(name)
+    new = [name for name in labels if name not in names]
+    notes = [f"classes of the same name; called by their numbers: {some(new)}"] if new else []
+    return tuple(labels), notes
+
+
+def _task(
+    config: Mapping[str, Any], parts: Mapping[str, int], labels: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """The row of a task for a user's own data that fits the head, with its label names."""
     if "classifier" in parts:
         numbers = config.get("problem_type") == "regression" or len(labels) == 1
         several = config.get("problem_type") == "multi_label_classification"

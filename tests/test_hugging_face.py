@@ -12,6 +12,7 @@ import pytest
 from golden_models import GOLDEN, same
 from safetensors.numpy import load_file, save_file
 
+import bert_jax
 from bert_jax import hugging_face, tasks
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
@@ -151,6 +152,24 @@ def test_labels_and_kinds_of_published_models(tmp_path):
     del config["id2label"]
     (folder / "config.json").write_text(json.dumps(config))
     assert open_model(folder).task["labels"] == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_classes_of_one_name_get_another(tmp_path):
+    """Else one of the two probabilities of a text would be lost."""
+    folder = shutil.copytree(GOLDEN / "classification", tmp_path / "model")
+    for given, labels, new in (
+        (["x", "x", "y"], ("x", "x (1)", "y"), "x (1)"),
+        (["x (2)", "x", "x"], ("x (2)", "x", "x (2) (2)"), "x (2) (2)"),
+    ):
+        change_config(folder, id2label=dict(enumerate(given)))
+        model = open_model(folder)
+        assert model.task["labels"] == labels
+        assert model.notes == (f"classes of the same name; called by their numbers: {new}",)
+    shares = bert_jax.load(folder).classify(["she sat"])[0].probabilities
+    assert sum(shares.values()) == pytest.approx(1) and len(shares) == 3
+    folder = shutil.copytree(GOLDEN / "tagging", tmp_path / "tagger")
+    change_config(folder, id2label={"0": "O", "1": "PER", "2": "PER"})
+    assert open_model(folder).task["labels"] == ("O", "PER", "PER")  # of one type, in fact
 
 
 def test_several_files_and_half_precision(folder):
