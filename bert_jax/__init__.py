@@ -8,7 +8,8 @@ Map of the package, from the top down (imports go downwards only):
   reproduce          entry: a table or figure of the paper, a row of `paper`; grids are in `grid`
   report             (and task_report, reproduce_report, plan_text) what is left behind for people
   inference          (and task_inference) `load(path)` -> fill_mask, embed, classify, answer ...
-  hugging_face, tf1  models of others <-> ours, by the table of names and layouts in `published`
+  hugging_face, tf1  models of others <-> ours, by the table of names and layouts in `published`;
+                     their tasks are in `hugging_face_task`
   weights            a model as one thing, wherever it comes from
   train              the one training loop; `goodput`: where its time went
   tasks              rows of four families: files -> features; outputs -> scores, official files

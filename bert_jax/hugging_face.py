@@ -1,8 +1,7 @@
 """Hugging Face folders of BERT: config.json, model.safetensors and the tokenizer, in and out."""
 
-import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,12 @@ import safetensors.numpy
 import tokenizers
 from tokenizers import processors
 
-from bert_jax import tasks
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import read_json, write_json
+from bert_jax.hugging_face_task import read_task, task_config
 from bert_jax.published import CLASSIFIER, PARTS, RATES, SIZES, TIED, layout, model_section
-from bert_jax.tasks.choice import Choice
-from bert_jax.tasks.classification import Classification
-from bert_jax.tasks.squad import Answering
-from bert_jax.tasks.tagging import Tagging
 from bert_jax.weights import HUB, Pretrained, new_folder, some
 
 # Their classes, and which parts ours must have besides the encoder; the first that fits is written.
@@ -137,8 +132,8 @@ def assemble(
     unused = sorted(theirs.keys() - {array.theirs for array in table.values()})
     if unused:
         notes.append(f"not used: {', '.join(unused)}")
-    labels, told = _class_names(config, parts, where)
-    return Pretrained(model, params, tokenizer, _task(config, parts, labels), (*notes, *told))
+    task, told = read_task(config, parts, where)
+    return Pretrained(model, params, tokenizer, task, (*notes, *told))
 
 
 def disassemble(
@@ -191,7 +186,7 @@ def write(folder: str | Path, pretrained: Pretrained) -> list[str]:
         "model_type": "bert",
         **config,
         "pad_token_id": tokenizer.pad_id,
-        **_labels(pretrained.task or {}, classes),
+        **task_config(pretrained.task, classes),
     }
     with new_folder(folder) as made:
         write_json(made / "config.json", config)
@@ -264,71 +259,6 @@ def _check_numbers(config: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def _class_names(
-    config: Mapping[str, Any], parts: Mapping[str, int], where: Path
-) -> tuple[tuple[str, ...], list[str]]:
-    """The names of a head's classes that a config has; a note if texts have two of one name.
-
-    Those get another: label names are how a text's probabilities are told apart.
-
-    Raises: UserError, naming `where`: the config does not number the classes.
-    """
-    given = config.get("id2label") or {}
-    if not isinstance(given, dict) or not all(map(str.isdecimal, given)):
-        raise UserError(
-            f'{where}: id2label in the config must name classes by number, as {{"0": "no"}}; it is '
-            f"{given!r:.80}"
-        )
-    names = _names(given.items(), parts)
-    if "classifier" not in parts:
-        return names, []
-    labels: list[str] = []
-    for number, name in enumerate(names):
-        while name in labels:
-            name = f"{name} ({number})"
-        labels.append(name)
-    new = [name for name in labels if name not in names]
-    notes = [f"classes of the same name; called by their numbers: {some(new)}"] if new else []
-    return tuple(labels), notes
-
-
-def _task(
-    config: Mapping[str, Any], parts: Mapping[str, int], labels: tuple[str, ...]
-) -> dict[str, Any] | None:
-    """The row of a task for a user's own data that fits the head, with its label names."""
-    if "classifier" in parts:
-        numbers = config.get("problem_type") == "regression" or len(labels) == 1
-        several = config.get("problem_type") == "multi_label_classification"
-        if numbers:
-            row = Classification.custom(label=",".join(labels), kind="numbers")
-        else:
-            row = Classification.custom(kind="multi" if several else "single")
-            row = dataclasses.replace(row, labels=labels)
-        return tasks.to_dict(dataclasses.replace(row, texts=()))  # nothing says whether of pairs
-    if "tag_head" in parts:
-        return tasks.to_dict(dataclasses.replace(Tagging.custom(), labels=labels))
-    if "choice_head" in parts:
-        return tasks.to_dict(Choice.custom())
-    return tasks.to_dict(Answering.custom()) if "span_head" in parts else None
-
-
-def _labels(task: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any]:
-    """What a config says of the classes of a head."""
-    if not {"classifier", "tag_head"} & parts.keys():
-        return {}
-    kind = task.get("kind", "single")
-    given = [column[0] for column in task["label"]] if kind == "numbers" else task.get("labels", ())
-    labels = _names(enumerate(given), parts)
-    problems = {
-        "single": "single_label_classification",
-        "multi": "multi_label_classification",
-        "numbers": "regression",
-    }
-    problem = {"problem_type": problems[kind]} if "classifier" in parts else {}
-    numbered = {label: number for number, label in enumerate(labels)}
-    return {"id2label": dict(enumerate(labels)), "label2id": numbered, **problem}
-
-
 def _check_tokenizer(settings: Mapping[str, Any], folder: Path) -> None:
     """Raises a UserError where vocab.txt alone does not say how text is split."""
     plain = {
@@ -346,13 +276,6 @@ def _check_tokenizer(settings: Mapping[str, Any], folder: Path) -> None:
                 "tell; a tokenizer.json does: save the tokenizer with a transformers that has a "
                 "fast one of its kind"
             )
-
-
-def _names(given: Iterable[tuple[Any, Any]], parts: Mapping[str, int]) -> tuple[str, ...]:
-    """A name for each class of a head, as transformers calls those that have none."""
-    names = {int(number): str(name) for number, name in given}
-    count = max(parts.get("classifier", 0), parts.get("tag_head", 0))
-    return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
 
 
 def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

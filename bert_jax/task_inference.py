@@ -140,8 +140,8 @@ class TaskModel:
           question: one, or a list of them. context: one, of all questions, or one for each.
           n_best: how many of the best answers to list.
           threshold: "" is answered where its score is above the best answer's by more than this;
-            default: the model's own. Hugging Face folders have none, and do not say whether there
-            may be no answer: without a threshold there always is one.
+            default: the model's own. Hugging Face folders that others wrote have none, and do not
+            say whether there may be no answer: without a threshold there always is one.
         Returns: an `Answer`, of a list a list. Its probability is among the best ones of all
           windows (20, as in SQuAD's n-best lists).
         """

@@ -1,11 +1,13 @@
 """Small models as `transformers` wrote them, and comparing parameters."""
 
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden" / "hugging_face"
+CLASSES = ["pretraining", "encoder", "classification", "tagging", "answering", "choice"]
 
 
 def same(one, other) -> bool:
@@ -17,3 +19,9 @@ def same(one, other) -> bool:
 
 def plain(params):
     return jax.tree.map(np.asarray, dict(params))
+
+
+def change_config(folder: Path, **changes) -> None:
+    """Gives fields of a copy's config.json other values."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import GOLDEN, same
+from golden_models import CLASSES, GOLDEN, change_config, same
 from safetensors.numpy import load_file, save_file
 
-import bert_jax
 from bert_jax import hugging_face, tasks
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
@@ -23,18 +22,11 @@ from bert_jax.models.heads import Classifier, MlmHead, Pooler
 from bert_jax.models.layers import apply
 from bert_jax.weights import open_model
 
-CLASSES = ["pretraining", "encoder", "classification", "tagging", "answering", "choice"]
-
 
 @pytest.fixture
 def folder(tmp_path):
     """A copy of a Hugging Face folder, to be changed."""
     return shutil.copytree(GOLDEN / "pretraining", tmp_path / "model")
-
-
-def change_config(folder: Path, **changes) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def change_arrays(folder: Path, change) -> None:
@@ -131,45 +123,6 @@ def test_what_was_cut_and_what_has_no_use_is_told(folder):
     assert open_model(folder).notes[1] == (
         "not used: bert.encoder.layer.2.output.dense.bias, scale"
     )
-
-
-def test_labels_and_kinds_of_published_models(tmp_path):
-    assert open_model(GOLDEN / "encoder").task is None
-    assert open_model(GOLDEN / "tagging").task["labels"] == ("O", "B-PER", "I-PER")
-    folder = shutil.copytree(GOLDEN / "classification", tmp_path / "model")
-    kinds = {"regression": "numbers", "multi_label_classification": "multi", None: "single"}
-    for theirs, ours in kinds.items():
-        change_config(folder, problem_type=theirs)
-        task = open_model(folder).task
-        assert task["kind"] == ours
-        assert task["texts"] == ()  # of one text or of pairs: the files do not say
-        out = tmp_path / ours
-        hugging_face.write(out, open_model(folder))
-        again = json.loads((out / "config.json").read_text())
-        assert again["problem_type"] == (theirs or "single_label_classification")
-        assert again["id2label"] == {"0": "O", "1": "B-PER", "2": "I-PER"}
-    config = json.loads((folder / "config.json").read_text())
-    del config["id2label"]
-    (folder / "config.json").write_text(json.dumps(config))
-    assert open_model(folder).task["labels"] == ("LABEL_0", "LABEL_1", "LABEL_2")
-
-
-def test_classes_of_one_name_get_another(tmp_path):
-    """Else one of the two probabilities of a text would be lost."""
-    folder = shutil.copytree(GOLDEN / "classification", tmp_path / "model")
-    for given, labels, new in (
-        (["x", "x", "y"], ("x", "x (1)", "y"), "x (1)"),
-        (["x (2)", "x", "x"], ("x (2)", "x", "x (2) (2)"), "x (2) (2)"),
-    ):
-        change_config(folder, id2label=dict(enumerate(given)))
-        model = open_model(folder)
-        assert model.task["labels"] == labels
-        assert model.notes == (f"classes of the same name; called by their numbers: {new}",)
-    shares = bert_jax.load(folder).classify(["she sat"])[0].probabilities
-    assert sum(shares.values()) == pytest.approx(1) and len(shares) == 3
-    folder = shutil.copytree(GOLDEN / "tagging", tmp_path / "tagger")
-    change_config(folder, id2label={"0": "O", "1": "PER", "2": "PER"})
-    assert open_model(folder).task["labels"] == ("O", "PER", "PER")  # of one type, in fact
 
 
 def test_several_files_and_half_precision(folder):
