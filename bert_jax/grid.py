@@ -1,8 +1,10 @@
 """The grids of fine-tuning settings that were published."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from bert_jax.errors import UserError
 
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "none": {},
@@ -26,6 +28,21 @@ def settings(grid: str) -> list[dict[str, Any]]:
     """Every combination of a grid's values; of "none" one, with nothing in it."""
     values = GRIDS[grid]
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+
+
+def check_grid(grid: str, config: Any, chosen: Collection[str], option: str) -> None:
+    """Checks that the grid overrides no setting that was chosen; it may have it among others.
+
+    config: of a fine-tuning. chosen: names of its fields. option: how the grid is given.
+    Raises: UserError, naming the setting.
+    """
+    for name, values in GRIDS[grid].items():
+        if name in chosen and config[name] not in values:
+            tried = ", ".join(f"{value:g}" for value in values)
+            raise UserError(
+                f"{option}={grid} tries {name}={tried}, but the config has {config[name]:g}; "
+                f"{option}=none keeps it, and tries seeds alone"
+            )
 
 
 def name_of(point: Mapping[str, Any]) -> str:

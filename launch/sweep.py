@@ -14,7 +14,7 @@ import io
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from bert_jax import distributed, errors, figures, finetune, memory
-from bert_jax.command_line import CONFIG, WORKDIR
+from bert_jax import distributed, errors, figures, finetune, memory, tasks
+from bert_jax.command_line import CONFIG, WORKDIR, given
 from bert_jax.files import read_json, write_json, write_whole
-from bert_jax.grid import GRIDS, name_of, settings
+from bert_jax.grid import GRIDS, check_grid, name_of, settings
 from bert_jax.workdir import check_same, keep_programs
 from configs.finetune import get_config
 
@@ -43,7 +43,7 @@ def main() -> None:
         raise errors.UserError(f"a sweep trains: mode={config.mode} is for bert_jax.finetune")
     memory.keep_freed_memory()
     distributed.initialize()
-    check_grid(config, _GRID.value)
+    check_chosen(config, given(), _GRID.value)
     folder = Path(workdir)
     keep_programs(folder / "compiled")  # the runs share them
     runs = [(point, seed) for point in settings(_GRID.value) for seed in range(_SEEDS.value)]
@@ -63,20 +63,19 @@ def main() -> None:
     print(f"table {folder / 'sweep.md'}   plot {folder / 'sweep.png'}")
 
 
-def check_grid(config: Any, grid: str) -> None:
-    """Checks that the grid overrides no setting that a preset or the user chose.
+def check_chosen(config: Any, chosen: Collection[str], grid: str) -> None:
+    """Checks that the sweep overrides no setting that a preset or the user chose.
 
-    Chosen is what differs from the paper's value for the task. The grid may have it among others.
+    chosen: fields that the user set; of the grid's, those that differ from the paper's value for
+    the task are a preset's or the user's, too.
     Raises: UserError, naming the setting.
     """
+    tasks.check_custom(config.task, config.custom.family, chosen)
+    if "seed" in chosen:
+        raise errors.UserError("--config.seed has no effect: --seeds=N tries the seeds 0 to N-1")
     paper = get_config(f"task={config.task},family={config.custom.family}")
-    for name, values in GRIDS[grid].items():
-        if config[name] != paper[name] and config[name] not in values:
-            tried = ", ".join(f"{value:g}" for value in values)
-            raise errors.UserError(
-                f"--grid={grid} tries {name}={tried}, but the config has {config[name]:g}; "
-                "--grid=none keeps it, and tries seeds alone"
-            )
+    differing = {name for name in GRIDS[grid] if config[name] != paper[name]}
+    check_grid(grid, config, differing.union(chosen), "--grid")
 
 
 def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:

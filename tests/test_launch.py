@@ -112,13 +112,13 @@ def test_a_grid_overrides_no_chosen_setting(sweep, tmp_path):
         ("task=squad2", "paper"), ("task=custom,family=choice", "paper"),
         ("task=rte,preset=stable", "none"), ("task=rte,preset=small", "small"),
     ):  # fmt: skip
-        sweep.check_grid(get_config(arg), grid)
+        sweep.check_chosen(get_config(arg), (), grid)
     config = get_config("task=rte")
     config.learning_rate = 3e-5  # one of the paper's
-    sweep.check_grid(config, "paper")
+    sweep.check_chosen(config, ["learning_rate"], "paper")
     config.batch_size = 8
     with pytest.raises(UserError, match="--grid=paper tries batch_size=32, but the config has 8;"):
-        sweep.check_grid(config, "paper")
+        sweep.check_chosen(config, (), "paper")
     stable = "--config=configs/finetune.py:task=rte,preset=stable"
     done = command("launch/sweep.py", stable, f"--workdir={tmp_path / 'sweep'}")
     assert done.returncode == 2
@@ -126,6 +126,25 @@ def test_a_grid_overrides_no_chosen_setting(sweep, tmp_path):
         "error: --grid=paper tries epochs=3, but the config has 20; --grid=none keeps it, and "
         "tries seeds alone\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "message"),
+    [
+        # The paper's own value is a choice where it is given.
+        ("rte", "epochs=3", "--grid=small tries epochs=4, but the config has 3; --grid=none"),
+        ("rte", "seed=7", "--config.seed has no effect: --seeds=N tries the seeds 0 to N-1"),
+        ("rte", "custom.label=gold", "custom.label has no effect on task=rte"),
+        ("custom", "custom.endings=a,b", "custom.endings has no effect on a custom task of the"),
+    ],
+)
+def test_what_a_sweep_would_ignore_is_refused(task, option, message, tmp_path):
+    done = command(
+        "launch/sweep.py", f"--config=configs/finetune.py:task={task}", f"--config.{option}",
+        "--grid=small", f"--workdir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / "sweep").exists()
+    assert done.stderr.startswith(f"error: {message}"), done.stderr
 
 
 def test_the_summary_of_a_sweep(sweep):
