@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import distributed, errors, inference, memory, sharding, tasks, train, weights
+from bert_jax import distributed, errors, inference, memory, optim, sharding, tasks, train, weights
 from bert_jax.checkpoint import has_checkpoint, load_params
 from bert_jax.command_line import CONFIG, WORKDIR, given
 from bert_jax.config import check_ranges, encoder_config
@@ -75,17 +75,14 @@ def read_inputs(config: Any) -> Inputs:
     Raises: UserError: for everything in the settings and files that prevents the fine-tuning.
     """
     check_ranges(config)
-    task = build_task(config)
-    examples = read_splits(task, config)
-    task = task.fit(examples["train"])
+    task, examples = read_examples(config)
     model = open_initial(config)
+    check_settings(config, model.model)
     encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
     featurise = functools.partial(
         _featurise, task, model.tokenizer, config.max_length, encoder.max_positions
     )
     features = {split: featurise(split, some) for split, some in examples.items()}
-    for some in (examples[split] for split in examples if split.startswith("dev")):
-        task.score(some, task.baseline(examples["train"], some))
     phase = build_phase(config, encoder, features["train"], model.tokenizer)
     return Inputs(task, examples, features, model, encoder, phase)
 
@@ -217,6 +214,19 @@ def build_task(config: Any) -> Task:
     return tasks.get_task(config.task, config.custom.to_dict())
 
 
+def read_examples(config: Any) -> tuple[Task, Examples]:
+    """The task fitted to its training examples, and all splits.
+
+    Raises: UserError: as `read_splits`; what is in them can't be trained on or scored.
+    """
+    task = build_task(config)
+    examples = read_splits(task, config)
+    task = task.fit(examples["train"])
+    for some in (examples[split] for split in examples if split.startswith("dev")):
+        task.score(some, task.baseline(examples["train"], some))
+    return task, examples
+
+
 def read_splits(task: Task, config: Any) -> Examples:
     """The splits that the config's mode needs, each at least one example long.
 
@@ -275,7 +285,7 @@ def read_splits(task: Task, config: Any) -> Examples:
 def open_initial(config: Any) -> weights.Pretrained:
     """The model to start from, with the config's dropout and new tokens.
 
-    Raises: UserError: there is none, or it has fewer layers or positions than the config asks for.
+    Raises: UserError: there is none.
     """
     if not config.init_from:
         raise errors.UserError(
@@ -290,23 +300,25 @@ def open_initial(config: Any) -> weights.Pretrained:
         distributed.say(note)
     rates = {"hidden_dropout": config.dropout, "attention_dropout": config.dropout}
     remat = config.remat or model.model.get("remat", False)
-    model = dataclasses.replace(model, model={**model.model, **rates, "remat": remat})
-    if config.reinit_layers > model.model["layers"]:
-        raise errors.UserError(
-            f"reinit_layers={config.reinit_layers} is over the {model.model['layers']} layers of "
-            f"{config.init_from}"
-        )
+    return dataclasses.replace(model, model={**model.model, **rates, "remat": remat})
+
+
+def check_settings(config: Any, model: Mapping[str, Any]) -> None:
+    """Checks what needs no example: the settings against the `model` section of `init_from`.
+
+    Raises: UserError: one that cannot be, or that does not go with the model or the devices.
+    """
+    for name, most in (("reinit_layers", "layers"), ("max_length", "max_positions")):
+        if config[name] > model[most]:
+            what = f"{model[most]} {most.removeprefix('max_')} of {config.init_from}"
+            raise errors.UserError(f"{name}={config[name]} is over the {what}")
     if config.reinit_layers and config.features:
         raise errors.UserError(
             f"with features={config.features} the encoder stays as it is: reinit_layers must be 0"
         )
-    positions = model.model["max_positions"]
-    if config.max_length > positions:
-        raise errors.UserError(
-            f"max_length={config.max_length} is over the {positions} positions of "
-            f"{config.init_from}"
-        )
-    return model
+    Body(encoder_config(model, 1, config.dtype), config.features)  # of any vocabulary
+    sharding.check_batch(sharding.make_mesh(config.mesh), config.batch_size, config.accumulation)
+    optim.optimizer(config.optimizer, optim.schedule(config, 10**9))  # the features tell the steps
 
 
 def build_phase(

@@ -183,6 +183,15 @@ def test_mistakes_are_told_before_anything_is_written(trained, data, tmp_path, c
         assert not (tmp_path / "run").exists()
 
 
+def test_settings_are_checked_before_texts_are_tokenised(trained, data, tmp_path, monkeypatch):
+    """Of large data that takes minutes."""
+    monkeypatch.setattr(finetune, "_featurise", lambda *_: pytest.fail("texts were tokenised"))
+    config = make_config(trained, data=str(data / "classification"))
+    config.optimizer.name = "adam"
+    with pytest.raises(UserError, match=r"optimizer\.name is 'adam'; known: adamw, lamb"):
+        finetune.finetune(config, tmp_path / "run")
+
+
 def test_a_missing_dev_split_says_what_to_do(trained, data, tmp_path):
     config = make_config(trained, train=str(data / "classification" / "train.tsv"))
     with pytest.raises(UserError, match=r"no dev split .*--config\.dev_share=0\.1"):
