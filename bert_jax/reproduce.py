@@ -19,7 +19,7 @@ import functools
 import io
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from bert_jax import distributed, errors, finetune, memory, plan, tpu
 from bert_jax import main as pretraining
-from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR
-from bert_jax.config import check_ranges
+from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, given
+from bert_jax.config import check_ranges, choose
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
 from bert_jax.files import read_json
-from bert_jax.grid import name_of, settings
+from bert_jax.grid import GRIDS, check_grid, name_of, settings
 from bert_jax.paper import (
     FROM_CHECKPOINT,
     PRETRAININGS,
@@ -46,7 +46,7 @@ from bert_jax.paper import (
     size_name,
 )  # fmt: skip
 from bert_jax.reproduce_report import Cell, Result, write_table
-from bert_jax.tasks import TASKS, family
+from bert_jax.tasks import TASKS, check_custom, family
 from bert_jax.workdir import check_same, keep_programs
 
 # Folders of GLUE's archive.
@@ -54,6 +54,13 @@ _GLUE = {
     "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI",
     "qnli": "QNLI", "rte": "RTE", "wnli": "WNLI",
 }  # fmt: skip
+# Fields of a fine-tuning that are the table's, and what there is in their place.
+_OF_THE_TABLE = {
+    "task": "tasks are named after the colon, as tasks=mrpc+cola",
+    "mode": "a table is of trained models",
+    "seed": "--config.seeds=N tries the seeds 0 to N-1",
+    "init_from": "the table pre-trains its models, or is of --config.checkpoint",
+}
 _POLL_SECONDS = 5.0  # between looks at what other processes are doing
 
 
@@ -81,11 +88,12 @@ def main() -> None:
         raise UserError("--workdir=FOLDER is needed, or --topology to plan only")
     memory.keep_freed_memory()
     distributed.initialize()
-    reproduce(config, Path(WORKDIR.value))
+    reproduce(config, Path(WORKDIR.value), given())
 
 
-def reproduce(config: Any, out: Path) -> list[Cell]:
-    """Runs what is not there yet, and writes the table."""
+def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell]:
+    """Runs what is not there yet, and writes the table. chosen: fields that the user set."""
+    check_chosen(config, chosen)
     table, columns_, left_out = layout(config)
     out = out / config.scale
     keep_programs(out / "compiled")  # the runs share them
@@ -109,6 +117,34 @@ def reproduce(config: Any, out: Path) -> list[Cell]:
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(f"table {folder / 'table.md'}   plot {folder / 'table.png'}")
     return cells
+
+
+def check_chosen(config: Any, chosen: Collection[str]) -> None:
+    """Checks that no field of a fine-tuning was set that the grid or every row overrides.
+
+    What makes a row what it is (`bilstm`, `features` and their rates) does so in that row alone.
+    Raises: UserError, naming the field.
+    """
+    choose("grid", config.grid, GRIDS)
+    for task, one in config.finetuning.items():
+        prefix = f"finetuning.{task}."
+        mine = [name.removeprefix(prefix) for name in chosen if name.startswith(prefix)]
+        for name in mine:
+            if name in _OF_THE_TABLE:
+                raise UserError(f"--config.{prefix}{name} has no effect: {_OF_THE_TABLE[name]}")
+        with _told_of(task):
+            check_custom(task, one.custom.family, mine)
+            check_grid(_grid(config, task), one, mine, "grid")
+
+
+@contextlib.contextmanager
+def _told_of(task: str) -> Iterator[None]:
+    """Errors of a fine-tuning name the task, and its settings as they are called here."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).replace("--config.", f"--config.finetuning.{task}.")
+        raise UserError(f"finetuning.{task}: {message}") from error
 
 
 def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
@@ -195,7 +231,11 @@ def runs(config: Any, row: Row, column: Column, out: Path) -> dict[str, list[Res
 def points(config: Any, row: Row, column: Column) -> list[dict[str, Any]]:
     """The settings to try: of the grid for GLUE, as the paper did; else the task's own alone."""
     features = {**row.finetuning, **column.finetuning}.get("features")
-    return settings(config.grid if column.task in _GLUE and not features else "none")
+    return settings("none" if features else _grid(config, column.task))
+
+
+def _grid(config: Any, task: str) -> str:
+    return config.grid if task in _GLUE else "none"
 
 
 def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Job]:

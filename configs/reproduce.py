@@ -13,7 +13,9 @@ Arguments (after the colon):
           published settings and batch sizes; `--topology` prints what that costs on a slice.
   tasks   joined by +, as mrpc+cola; by default the paper's, at laptop scale others in their place.
   grid    none: each task's own settings; paper: section 4.1; paper_a3; small. For GLUE's tasks;
-          the others keep the paper's own. Default: none at laptop scale, else paper.
+          the others keep the paper's own. Default: none at laptop scale, else paper. Its values
+          replace the scale's: for models as narrow as accelerator's, small is what was published
+          (five times the runs of paper), and none keeps the rate of preset=small.
 
 `config.pretraining` is a whole configs/pretrain.py and `config.finetuning.TASK` a whole
 configs/finetune.py: every field can be set. A task without data is left out, and that is said.

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tiny_corpus import one_device, overrides
@@ -301,6 +305,55 @@ def test_what_glue_lacks_is_left_out_what_was_named_must_be_there(glue, tmp_path
         reproduce.layout(config)
 
 
+@pytest.mark.parametrize(
+    ("arg", "name", "value", "message"),
+    [
+        (
+            "table=1,tasks=rte,grid=paper_a3", "rte.batch_size", 8,
+            "finetuning.rte: grid=paper_a3 tries batch_size=16, 32, but the config has 8; "
+            "grid=none keeps it",
+        ),
+        # The value that the config has anyway, but given.
+        (
+            "table=1,tasks=rte,grid=small", "rte.epochs", 3.0,
+            "finetuning.rte: grid=small tries epochs=4, but the config has 3",
+        ),
+        ("table=5,tasks=rte", "rte.seed", 7, "finetuning.rte.seed has no effect: --config.seeds=N"),
+        ("table=1,tasks=rte", "rte.init_from", "x", "finetuning.rte.init_from has no effect: "),
+        ("table=1,tasks=rte", "rte.mode", "eval", "finetuning.rte.mode has no effect: "),
+        ("table=1,tasks=rte", "rte.custom.label", "x", "custom.label has no effect on task=rte"),
+        ("table=1,tasks=rte,grid=paper", "rte.learning_rate", 3e-5, ""),  # is tried
+        ("table=2,tasks=squad1,grid=paper", "squad1.learning_rate", 1e-3, ""),  # has no grid
+        ("table=1,tasks=rte,grid=none", "rte.learning_rate", 1e-3, ""),
+    ],
+)  # fmt: skip
+def test_what_the_user_set_is_kept_or_refused(arg, name, value, message):
+    config = config_file.get_config(arg)
+    config.finetuning.update_from_flattened_dict({name: value})
+    chosen = [f"finetuning.{name}"]
+    if not message:
+        reproduce.check_chosen(config, chosen)
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        reproduce.check_chosen(config, chosen)
+
+
+def test_the_command_line_is_what_the_user_set(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "bert_jax.reproduce",
+            "--config=configs/reproduce.py:table=1,tasks=rte,grid=paper",
+            "--config.finetuning.rte.learning_rate=1e-3", f"--workdir={tmp_path / 'out'}",
+        ],
+        cwd=Path(__file__).parents[1], text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr == (
+        "error: finetuning.rte: grid=paper tries learning_rate=5e-05, 4e-05, 3e-05, 2e-05, but "
+        "the config has 0.001; grid=none keeps it, and tries seeds alone\n"
+    )
+
+
 def test_unknown_tables_tasks_and_grids():
     for arg, message in (
         ("table=9", "table '9' is unknown; known: 1, 2"),
@@ -311,6 +364,10 @@ def test_unknown_tables_tasks_and_grids():
     ):
         with pytest.raises(UserError, match=message):
             config_file.get_config(arg)
+    config = config_file.get_config("table=5")
+    config.grid = "big"
+    with pytest.raises(UserError, match="grid 'big' is unknown"):
+        reproduce.check_chosen(config, ())
 
 
 # What the table says.
