@@ -26,7 +26,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from bert_jax import distributed, errors, finetune, memory, plan, tpu
+from bert_jax import distributed, errors, finetune, memory, plan, tpu, weights
 from bert_jax import main as pretraining
 from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, given
 from bert_jax.config import check_ranges, choose
@@ -96,7 +96,6 @@ def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell
     check_chosen(config, chosen)
     table, columns_, left_out = layout(config)
     out = out / config.scale
-    keep_programs(out / "compiled")  # the runs share them
     for line in left_out:
         distributed.say(line)
     cells = [
@@ -110,6 +109,8 @@ def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell
             check_same(job.folder, job.config.to_dict(), job.may_change, whole=False)
             if "pretraining" in job.folder.parts[-2:]:
                 pretraining.check_corpus(job.folder, Path(job.config.corpus))
+    check_settings(config, todo)
+    keep_programs(out / "compiled")  # the runs share them
     work(todo)
     folder = out / (config.table if config.table.startswith("figure") else f"table{config.table}")
     if distributed.is_main():
@@ -152,6 +153,8 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
 
     Raises: UserError: no task has, or something that the table starts from is not given.
     """
+    if config.seeds < 1:
+        raise UserError(f"seeds={config.seeds} must be at least 1")
     found, left_out = [], []
     for task, one in config.finetuning.items():
         in_glue = not (one.data or one.train) and config.glue and task in _GLUE
@@ -161,9 +164,13 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
             where = f"{one.data} is not there" if one.data else "no data"
             left_out.append(f"{task} is left out: {where} (--config.finetuning.{task}.data=FOLDER)")
             continue
-        check_ranges(one)
+        with _told_of(task):
+            check_ranges(one)
+            if one.add_tokens:
+                weights.read_tokens(one.add_tokens)
         try:  # now, not after hours of pre-training
-            splits = finetune.read_splits(finetune.build_task(one), one)
+            with _told_of(task):
+                _, splits = finetune.read_examples(one)
         except UserError as error:
             if not in_glue:
                 raise
@@ -208,6 +215,22 @@ def pretraining_config(config: Any, name: str) -> Any:
         one.update_from_flattened_dict(dict(PRETRAININGS[name]))
     one.keep_every = max(one.steps // 10, 1)  # along the way, for figure 5
     return one
+
+
+def check_settings(config: Any, todo: Sequence[Job]) -> None:
+    """Checks each fine-tuning against the model that it will start from, before that is made.
+
+    Raises: UserError, naming the task.
+    """
+    made: dict[Path | None, Any] = {
+        job.result: job.config.model.to_dict() for job in todo if "model" in job.config
+    }
+    left = [job for job in todo if "task" in job.config and not job.result.exists()]
+    if left and starts_from_checkpoint(config):
+        made[None] = weights.open_model(config.checkpoint).model
+    for job in left:
+        with _told_of(job.config.task):
+            finetune.check_settings(job.config, made[job.needs])
 
 
 def runs(config: Any, row: Row, column: Column, out: Path) -> dict[str, list[Result]]:
@@ -273,7 +296,11 @@ def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Jo
 def finetune_quietly(config: Any, folder: Path) -> None:
     """Fine-tunes; what the run says about itself is in its folder. Its checkpoints are dropped."""
     quiet = io.StringIO()
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+    with (
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+        _told_of(config.task),
+    ):
         finetune.finetune(config, folder)
     if distributed.is_main():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -80,5 +80,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         one.bilstm_width = width  # paper: 768, the width of BERT-Base
         if a.scale == "laptop":
             one.epochs = _LAPTOP_EPOCHS.get(task, one.epochs)
+        if task == "codah":
+            one.dev_share = 0.2  # its one file has no splits
         config.finetuning[task] = one
     return config

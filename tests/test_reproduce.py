@@ -306,6 +306,55 @@ def test_what_glue_lacks_is_left_out_what_was_named_must_be_there(glue, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_length": 9999}, "max_length=9999 is over the 64 positions of {}/pretraining/BERT"),
+        ({"reinit_layers": 99}, "reinit_layers=99 is over the 1 layers of {}/pretraining/BERT"),
+        ({"accumulation": 7}, "batch_size=8 must divide by accumulation=7 times the 1 devices"),
+        ({"optimizer.name": "nonsense"}, "optimizer.name is 'nonsense'; known: adamw, lamb"),
+        ({"optimizer.decay_from": "x"}, "optimizer.decay_from is 'x'; known: start, warmup"),
+        ({"dtype": "float99"}, "dtype 'float99' is unknown; known: float32, bfloat16, auto"),
+        ({"features": "nonsense"}, "features='nonsense' is unknown; known: embeddings,"),
+        ({"features": "concat_last_4"}, "features=concat_last_4 reads the last 4 layers, but"),
+        ({"add_tokens": "x.txt"}, "the file of new tokens x.txt does not exist"),
+    ],
+)
+def test_settings_of_fine_tunings_are_checked_before_the_pretraining(
+    changes, message, corpus_path, glue, tmp_path
+):
+    config = make_config("table=5,tasks=cola", corpus_path)
+    config.glue = str(glue)
+    config.finetuning.cola.update_from_flattened_dict(changes)
+    message = "finetuning.cola: " + message.format(tmp_path / "out" / "laptop")
+    with pytest.raises(UserError, match=re.escape(message)):
+        reproduce.reproduce(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_every_task_are_checked_before_the_first_is_fine_tuned(trained, glue, tmp_path):
+    config = make_config("table=1,tasks=cola+sst2")
+    config.glue, config.checkpoint = str(glue), str(trained)
+    config.finetuning.sst2.data = str(tmp_path / "SST-2")
+    config.finetuning.sst2.max_length = 65
+    (tmp_path / "SST-2").mkdir()
+    for split in ("train", "dev"):
+        lines = [f"{sentence}\t{place % 2}" for place, sentence in enumerate(SENTENCES)]
+        text = "\n".join(["sentence\tlabel", *lines]) + "\n"
+        (tmp_path / "SST-2" / f"{split}.tsv").write_text(text)
+    message = f"finetuning.sst2: max_length=65 is over the 64 positions of {trained}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        reproduce.reproduce(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_no_seeds_is_refused(glue):
+    config = make_config("table=5,tasks=cola")
+    config.glue, config.seeds = str(glue), 0
+    with pytest.raises(UserError, match="seeds=0 must be at least 1"):
+        reproduce.layout(config)
+
+
+@pytest.mark.parametrize(
     ("arg", "name", "value", "message"),
     [
         (
@@ -352,6 +401,25 @@ def test_the_command_line_is_what_the_user_set(tmp_path):
         "error: finetuning.rte: grid=paper tries learning_rate=5e-05, 4e-05, 3e-05, 2e-05, but "
         "the config has 0.001; grid=none keeps it, and tries seeds alone\n"
     )
+
+
+def test_a_file_without_splits_is_divided_and_settings_are_named_as_here(trained, tmp_path):
+    """CODAH is one file, of which the README holds out a fifth."""
+    lines = [f"o\tship {place}\tsees\tcuts\tleads\tplays\t{place % 4}" for place in range(40)]
+    (tmp_path / "full_data.tsv").write_text("\n".join(lines) + "\n")
+    config = make_config("table=4,tasks=codah")
+    config.checkpoint = str(trained)
+    config.finetuning.codah.data = str(tmp_path)
+    assert config.finetuning.codah.dev_share == 0.2
+    _, columns_, _ = reproduce.layout(config)
+    assert [column.name for column in columns_] == ["codah"]
+    config.finetuning.codah.dev_share = 0.0
+    message = (
+        f"finetuning.codah: {tmp_path} has no dev split of codah: give "
+        "--config.finetuning.codah.dev=FILE, or --config.finetuning.codah.dev_share=0.1 to hold"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        reproduce.layout(config)
 
 
 def test_unknown_tables_tasks_and_grids():
