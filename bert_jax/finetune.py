@@ -363,7 +363,6 @@ def initial_params(
         del given["pooler"]
     params, new, unused = weights.merge(fresh, given, config.init_from)
     layers = model.model["layers"]
-    params["encoder"] = dict(params["encoder"])
     for layer in range(layers - config.reinit_layers, layers):
         params["encoder"][f"layer_{layer}"] = fresh["encoder"][f"layer_{layer}"]
         new = [*new, f"encoder/layer_{layer}"]

@@ -121,11 +121,14 @@ def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell
 
 
 def check_chosen(config: Any, chosen: Collection[str]) -> None:
-    """Checks that no field of a fine-tuning was set that the grid or every row overrides.
+    """Checks that no field was set that the table, the grid or every row overrides.
 
     What makes a row what it is (`bilstm`, `features` and their rates) does so in that row alone.
     Raises: UserError, naming the field.
     """
+    for name in ("table", "scale"):
+        if name in chosen:  # much else comes with it
+            raise UserError(f"{name} is given after the colon: configs/reproduce.py:{name}=...")
     choose("grid", config.grid, GRIDS)
     for task, one in config.finetuning.items():
         prefix = f"finetuning.{task}."

@@ -13,9 +13,9 @@ Arguments (after the colon):
           published settings and batch sizes; `--topology` prints what that costs on a slice.
   tasks   joined by +, as mrpc+cola; by default the paper's, at laptop scale others in their place.
   grid    none: each task's own settings; paper: section 4.1; paper_a3; small. For GLUE's tasks;
-          the others keep the paper's own. Default: none at laptop scale, else paper. Its values
-          replace the scale's: for models as narrow as accelerator's, small is what was published
-          (five times the runs of paper), and none keeps the rate of preset=small.
+          the others keep the paper's own. Default: paper at that scale, and of a checkpoint at
+          accelerator's; else none, as models so narrow want the higher rate of the scale. For
+          them, small is what was published: five times the runs of paper.
 
 `config.pretraining` is a whole configs/pretrain.py and `config.finetuning.TASK` a whole
 configs/finetune.py: every field can be set. A task without data is left out, and that is said.
@@ -25,7 +25,7 @@ import ml_collections
 
 from bert_jax.config import choose, parse_arg
 from bert_jax.grid import GRIDS
-from bert_jax.paper import BASE, LAPTOP_TASKS, SIZES, TASKS
+from bert_jax.paper import BASE, FROM_CHECKPOINT, LAPTOP_TASKS, SIZES, TASKS
 from bert_jax.tasks import TASKS as KNOWN_TASKS
 from configs import finetune, pretrain
 
@@ -61,7 +61,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.table = a.table
     config.scale = a.scale
-    config.grid = a.grid or ("none" if a.scale == "laptop" else "paper")
+    published = a.scale == "paper" or (a.scale == "accelerator" and a.table in FROM_CHECKPOINT)
+    config.grid = a.grid or ("paper" if published else "none")
     choose("grid", config.grid, GRIDS)
     config.seeds = 5 if a.scale == "paper" else 3  # of each fine-tuning
     config.checkpoint = ""  # tables 1-4 and 7: the model to fine-tune; 7 pre-trains one if empty

@@ -387,6 +387,26 @@ def test_what_the_user_set_is_kept_or_refused(arg, name, value, message):
         reproduce.check_chosen(config, chosen)
 
 
+@pytest.mark.parametrize(("name", "value"), [("scale", "paper"), ("table", "1")])
+def test_what_much_else_comes_with_is_given_after_the_colon(name, value):
+    config = config_file.get_config("table=5,tasks=rte")
+    config[name] = value
+    with pytest.raises(UserError, match=f"{name} is given after the colon"):
+        reproduce.check_chosen(config, [name])
+
+
+@pytest.mark.parametrize(
+    ("arg", "grid"),
+    [
+        ("table=1", "none"), ("table=1,scale=accelerator", "paper"),
+        ("table=5,scale=accelerator", "none"), ("table=5,scale=paper", "paper"),
+        ("table=5,grid=small", "small"),
+    ],
+)  # fmt: skip
+def test_the_grid_suits_the_models(arg, grid):
+    assert config_file.get_config(arg).grid == grid
+
+
 def test_the_command_line_is_what_the_user_set(tmp_path):
     done = subprocess.run(
         [
