@@ -24,7 +24,7 @@ _HEARTBEAT_SECONDS = 60
 def initialize() -> None:
     """Joins the other processes of the run, if there are any; before anything else of JAX.
 
-    Raises: UserError: they did not all arrive.
+    Raises: UserError: they did not all arrive, or the environment describes them in part.
     """
     count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
     try:
@@ -33,7 +33,14 @@ def initialize() -> None:
             process_id=index,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
+        if os.environ.get("JAX_COORDINATOR_ADDRESS") or index or (count or 1) > 1:
+            raise UserError(
+                "of several processes each needs JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+                f"JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment ({error})"
+            ) from error
+        if os.environ.get("JOB_COMPLETION_INDEX", "0") != "0":
+            raise UserError("under Kubernetes JAX needs: pip install 'jax[k8s]'") from error
         if "coordinator_address" not in str(error):
             raise
         # Nothing says that there are others.

@@ -32,7 +32,7 @@ from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
 from bert_jax.task_report import Examples, write_results, write_task
 from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features
-from bert_jax.workdir import check_same, keep_programs, prepare_workdir
+from bert_jax.workdir import alone_in, check_same, keep_programs, prepare_workdir
 
 MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
@@ -129,7 +129,8 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     schedule = train.Schedule(
         phase.stop, config.log_every, every, every, config.keep_checkpoints, best=task.metric
     )
-    train.run(trainer, [phase], schedule, workdir, initial, evaluate)
+    with alone_in(workdir):
+        train.run(trainer, [phase], schedule, workdir, initial, evaluate)
     best = load_params(workdir, trainer.abstract_state["params"], best=True)
     facts = {
         "steps": phase.stop,

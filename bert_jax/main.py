@@ -34,7 +34,7 @@ from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.report import is_finished, write_report
 from bert_jax.weights import merge, open_model
-from bert_jax.workdir import keep_programs, prepare_workdir
+from bert_jax.workdir import alone_in, keep_programs, prepare_workdir
 
 # What may change when a run is continued; anything else would make it another run.
 MAY_CHANGE = (
@@ -81,7 +81,8 @@ def pretrain(config: Any, workdir: Path) -> None:
     if config.log_instances:
         path = workdir / f"instances-{jax.process_index()}.jsonl"
         phases = [dataclasses.replace(p, batches=_logged(p.batches, path)) for p in phases]
-    state, held_out = train.run(trainer, phases, schedule, workdir, initial)
+    with alone_in(workdir):
+        state, held_out = train.run(trainer, phases, schedule, workdir, initial)
     params = sharding.to_host(state["params"])
     if distributed.is_main():
         last = phases[-1]

@@ -50,8 +50,8 @@ def write_report(
 
 def is_finished(workdir: Path, steps: int) -> bool:
     """Whether the run was trained to `steps` and reported."""
-    path = workdir / "report.json"
-    return path.exists() and read_json(path)["steps"] == steps
+    files = [workdir / name for name in ("report.json", "report.md")]
+    return all(file.exists() for file in files) and read_json(files[0]).get("steps") == steps
 
 
 def baselines(

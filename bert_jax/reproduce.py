@@ -14,7 +14,6 @@ instead, and its chip-hours printed.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import io
 import shutil
@@ -47,7 +46,7 @@ from bert_jax.paper import (
 )  # fmt: skip
 from bert_jax.reproduce_report import Cell, Result, write_table
 from bert_jax.tasks import TASKS, check_custom, family
-from bert_jax.workdir import check_same, keep_programs
+from bert_jax.workdir import check_same, claimed, keep_programs
 
 # Folders of GLUE's archive.
 _GLUE = {
@@ -322,27 +321,13 @@ def work(todo: Sequence[Job]) -> None:
             for job in todo:
                 if job.result in results or not (job.needs is None or job.needs in results):
                     continue
-                with _claimed(job.folder) as mine:
+                with claimed(job.folder.with_name(job.folder.name + ".lock")) as mine:
                     if mine and distributed.agree([not job.result.exists()])[0]:
                         progress.set_postfix_str("/".join(job.folder.parts[-3:]))
                         job.run()
                         break  # look again what is done
             else:
                 time.sleep(_POLL_SECONDS)  # all that could be done is being done by others
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether this run may work in the folder; the claim ends at the latest with the process."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".lock").open("w") as file:
-        mine = True
-        if distributed.is_main():
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                mine = False
-        yield distributed.agree([mine])[0]
 
 
 def perplexities(config: Any, table: Table, out: Path) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """The work directory of a run: its config, and what a second start must find unchanged."""
 
+import contextlib
+import fcntl
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,11 @@ def check_same(
     ]
     if changed:
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        kept = any((workdir / "checkpoints").glob("*"))
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(changed[:5])}{more}); "
-            "undo that or choose another --workdir"
+            f"undo that{'' if kept else ', delete the folder, which has no checkpoint yet,'} or "
+            "choose another --workdir"
         )
 
 
@@ -82,6 +86,29 @@ def prepare_workdir(
             write(workdir)
         write_json(path, config)
     distributed.wait_for_all("the work directory is there")
+
+
+@contextlib.contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether this run may work at what the file stands for; the claim ends with the process."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        mine = True
+        if distributed.is_main():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                mine = False
+        yield distributed.agree([mine])[0]
+
+
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Raises UserError: another run is at work there, whose files this one would replace."""
+    with claimed(workdir / "lock") as mine:
+        if not mine:
+            raise UserError(f"another run is at work in {workdir}; wait for it, or stop it first")
+        yield
 
 
 def keep_programs(folder: Path) -> None:

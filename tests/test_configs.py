@@ -286,3 +286,15 @@ def test_the_config_of_another_command_is_told(tmp_path, command, given, needed)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and needed in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "every"), [(None, (100_000, 50_000)), (20_000, (2_000, 1_000)), (7, (1, 1))]
+)
+def test_evaluations_and_checkpoints_follow_the_steps(steps, every):
+    config = pretrain.get_config("size=base")
+    if steps:
+        config.steps = steps
+    assert (config.eval_every, config.checkpoint_every) == every
+    config.eval_every = 3
+    assert config.to_dict()["eval_every"] == 3

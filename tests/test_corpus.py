@@ -126,6 +126,18 @@ def test_is_a_tfds_data_set(written):
     assert source[len(source) - 1]["document"] == 229
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_shard_is_named(written, tmp_path, damage):
+    shutil.copytree(written[0], tmp_path / "copy")
+    shard = next((tmp_path / "copy").glob("corpus-train.array_record-*"))
+    data = shard.read_bytes()
+    half = len(data) // 2
+    shard.write_bytes(data[:half] if damage == "cut" else bytes(half) + data[half:])
+    split = open_corpus(tmp_path / "copy").splits["train"]
+    with pytest.raises(UserError, match=rf"{shard.name} is damaged .*prepare the corpus again"):
+        split.tokens(np.array([0]), np.array([1]))
+
+
 def test_what_is_not_a_corpus(written, tmp_path):
     out, _ = written
     with pytest.raises(UserError, match=r"does not exist; make it with"):

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -19,10 +20,11 @@ import numpy as np
 import pytest
 from tiny_corpus import make_schedule, make_trainer, small_config
 
-from bert_jax import train
+from bert_jax import main, train
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import Stopped, UserError
 from bert_jax.metrics import MetricsLog
+from bert_jax.workdir import alone_in
 
 SETTINGS = {"steps": 24, "checkpoint_every": 4, "eval_every": 10, "log_every": 2}
 
@@ -141,7 +143,32 @@ def test_a_second_interrupt_does_not_wait(corpus, tmp_path):
     assert steps_of(tmp_path / "run") == [4, 8]
 
 
-def test_a_number_of_processes_that_is_none_is_one_line():
+def test_a_second_run_in_the_same_folder_is_refused(corpus_path, tmp_path):
+    config, workdir = small_config(corpus=str(corpus_path), **SETTINGS), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "run", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main.pretrain(config, workdir)  # as one that has only begun
+        with alone_in(workdir), pytest.raises(UserError, match="another run is at work in"):
+            main.pretrain(config, workdir)
+    assert not (workdir / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "two"}, "has JAX_NUM_PROCESSES=two, which must be a whole number"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, "each needs JAX_COORDINATOR_ADDRESS="),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:12399"}, "JAX_NUM_PROCESSES and JAX_PROCESS_ID in"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "localhost", "JAX_NUM_PROCESSES": "2",
+             "JAX_PROCESS_ID": "0"},
+            "each needs JAX_COORDINATOR_ADDRESS=HOST:PORT",
+        ),
+        ({"JOB_COMPLETION_INDEX": "1"}, r"pip install 'jax\[k8s\]'"),
+    ],
+)  # fmt: skip
+def test_processes_that_are_described_in_part_are_one_line(variables, message):
     program = (
         "from bert_jax import distributed, errors\n"
         "def main(): distributed.initialize()\n"
@@ -149,11 +176,10 @@ def test_a_number_of_processes_that_is_none_is_one_line():
     )
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True,
-        env={**os.environ, "JAX_NUM_PROCESSES": "two"},
+        env={**os.environ, **variables},
     )  # fmt: skip
-    assert (found.returncode, found.stderr) == (
-        2, "error: the environment has JAX_NUM_PROCESSES=two, which must be a whole number\n",
-    )  # fmt: skip
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
+    assert re.search(message, found.stderr)
 
 
 def test_an_accelerator_that_jax_cannot_use_is_told():

@@ -265,5 +265,6 @@ def test_settings_without_an_effect_are_refused(tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == (
         f"error: {tmp_path} holds a run with another config (custom.text was text, is title; "
-        "mesh.data was -1, is 2; test was None, is z); undo that or choose another --workdir"
+        "mesh.data was -1, is 2; test was None, is z); undo that, delete the folder, which has no "
+        "checkpoint yet, or choose another --workdir"
     )

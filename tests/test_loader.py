@@ -13,7 +13,7 @@ import pytest
 from reference_instances import make, random_documents
 
 from bert_jax.data.loader import eval_batches, train_batches
-from bert_jax.errors import UserError
+from bert_jax.errors import Restart, UserError
 
 BATCH, STEPS = 12, 40
 
@@ -102,6 +102,15 @@ def test_workers_leave_signals_to_the_run(instances, expected, number):
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, number)
     assert_same([first, *batches], expected)
+
+
+def test_a_worker_that_was_killed_is_a_restart(instances):
+    """As by the kernel, where memory runs out."""
+    batches = train_batches(instances, BATCH, 0, 10**6, workers=1)
+    next(batches)
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(Restart, match="the same command goes on"):
+        list(batches)
 
 
 def hand_over_a_worker(instances, pipe):

@@ -95,7 +95,8 @@ MISTAKES = {
     "a value without its flag": ({"more": ["8"]}, "unexpected argument '8'"),
     "another folder": ({"--workdir": "full"}, "full is not empty and holds no run"),
     "other width": ({"--workdir": "run", "model.width": 32}, r"holds a run with another config "
-                    r"\(model.width was 16, is 32\); undo that or choose another --workdir"),
+                    r"\(model.width was 16, is 32\); undo that, delete the folder, which has no "
+                    "checkpoint yet, or choose another --workdir"),
     "other seed": ({"--workdir": "run", "seed": 1}, r"seed was 0, is 1"),
     "other corpus": ({"--workdir": "run"}, "run holds a run on another corpus than"),
 }  # fmt: skip

@@ -63,6 +63,11 @@ def test_special_tokens_in_the_text_are_text(tmp_path):
     assert corpus.token_counts[[i for i in special if i != corpus.tokenizer.unk_id]].sum() == 0
 
 
+def test_on_systems_that_do_not_tell_which_cores_are_ours(input_file, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    prepare(text_config(input_file, workers=0), tmp_path / "out", quiet=True)
+
+
 def test_same_bytes_with_1_and_8_workers(input_file, tmp_path, monkeypatch):
     monkeypatch.setattr(units, "SMALLEST_UNIT", 10_000)
     for workers in (1, 8):

@@ -259,7 +259,7 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
 
     first, second = job("first"), job("second")
     third = job("third", needs=first.result)
-    with reproduce._claimed(first.folder) as mine:
+    with reproduce.claimed(tmp_path / "first.lock") as mine:
         assert mine
 
         def the_other_finishes(seconds):

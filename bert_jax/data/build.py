@@ -158,6 +158,13 @@ def _claimed(out: Path) -> Iterator[None]:
         yield
 
 
+def _cores() -> int:
+    """Those that this process may use; of a system that does not say so, all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Run:
     """One run of prepare: its steps in order; each keeps what it finished under PARTIAL."""
 
@@ -166,7 +173,7 @@ class _Run:
         self.files, self.beam = files, beam
         # Absolute paths, here and below: a Beam worker starts in another folder.
         self.partial = (out / PARTIAL).absolute()
-        self.workers = config.workers or len(os.sched_getaffinity(0))
+        self.workers = config.workers or _cores()
         self.versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
         self.begun = time.perf_counter()
         self.peak = 0

@@ -76,7 +76,7 @@ class Split:
             the end of a document.
 
         Returns: K int32 arrays [tokens of the range]; read-only views, don't keep many for long.
-        Raises: IndexError: a range is empty or past the end.
+        Raises: IndexError: a range is empty or past the end. UserError: a shard is damaged.
         """
         starts, ends = np.asarray(starts, np.int64), np.asarray(ends, np.int64)
         if not len(starts):
@@ -114,7 +114,14 @@ class Split:
         for group in np.split(numbers, cuts):
             shard = int(np.searchsorted(self._shard_ends, group[0], side="right"))
             base = int(self._shard_ends[shard - 1]) if shard else 0
-            records = self._reader(shard).read((group - base).tolist())
+            try:
+                records = self._reader(shard).read((group - base).tolist())
+            except RuntimeError as error:
+                reason = str(error).strip().split("\n")[0][:200]
+                raise UserError(
+                    f"{self._shard_path(shard)} is damaged ({reason}); copy or prepare the corpus "
+                    "again"
+                ) from error
             for number, record in zip(group.tolist(), records, strict=True):
                 result[number] = decode_tokens(record)
         return result
@@ -125,12 +132,15 @@ class Split:
         if reader is None:
             with self._lock:
                 if key not in self._readers:
-                    folder, name, shards = self._arguments
-                    path = str(shard_path(folder, name, shard, len(shards)))
+                    path = str(self._shard_path(shard))
                     # Without read-ahead: it would read 16 MB for every random record.
                     self._readers[key] = ArrayRecordReader(path, "readahead_buffer_size:0")
                 reader = self._readers[key]
         return reader
+
+    def _shard_path(self, shard: int) -> Path:
+        folder, name, shards = self._arguments
+        return shard_path(folder, name, shard, len(shards))
 
 
 class Corpus:

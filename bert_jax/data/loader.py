@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from bert_jax.data.instances import Batch, Instances
+from bert_jax.errors import Restart
 
 # Reading and NumPy release the interpreter's lock only in part: more threads gain nothing.
 _THREADS = 2
@@ -43,7 +44,7 @@ def train_batches(
 
     Returns:
       Generator of batches as of `Instances.batch`. Its close() ends threads and workers; so do its
-      end, an error and garbage collection.
+      end, an error and garbage collection. Raises Restart: a worker was killed.
     """
     rows = np.arange(batch_size) if rows is None else rows
     source = _Steps(instances, batch_size, rows, stop_step)
@@ -140,5 +141,12 @@ def _closing(batches: grain.IterDataset) -> Generator[Batch, None, None]:
     iterator = iter(batches)
     try:
         yield from iterator
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise Restart(
+            "a worker of the input was killed, or there was too little memory for it; the same "
+            "command goes on, perhaps with fewer --config.workers"
+        ) from error
     finally:
         iterator.close()
