@@ -5,7 +5,7 @@ import sys
 
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_LARGEST = 2**31 - 1
+_NEVER, _LARGEST = -1, 2**31 - 1
 
 
 def keep_freed_memory() -> None:
@@ -22,5 +22,14 @@ def keep_freed_memory() -> None:
         return
     # One arena: those of other threads are too small for temporaries, which would be mapped again.
     mallopt(_M_ARENA_MAX, 1)
-    mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+    mallopt(_M_TRIM_THRESHOLD, _NEVER)
     mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+
+
+def compiler_options(platform: str) -> dict[str, int] | None:
+    """Of `jax.jit`, for a program with many temporaries.
+
+    On CPU XLA makes one block of them, which malloc maps anew in each call if it is above
+    `_LARGEST`; so in blocks of 1 GiB (or of one array, where that is larger).
+    """
+    return {"xla_multiheap_size_constraint_per_heap": 2**30} if platform == "cpu" else None

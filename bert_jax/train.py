@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from bert_jax import distributed, goodput, optim, sharding
+from bert_jax import distributed, goodput, memory, optim, sharding
 from bert_jax import metrics as metrics_lib
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import Stopped, UserError
@@ -116,6 +116,7 @@ class Trainer:
         self.step = jax.jit(
             sharding.on_mesh(mesh, self._step), donate_argnums=0,
             out_shardings=(shardings, sharding.replicated(mesh)),
+            compiler_options=memory.compiler_options(mesh.devices.flat[0].platform),
         )  # fmt: skip
         self.evaluate_batch = self.jit(
             lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
