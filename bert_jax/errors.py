@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from typing import NoReturn
@@ -61,10 +62,18 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
         sys.exit(RESTART_CODE)
     except Restart as restart:
         _exit(f"error: {restart}", RESTART_CODE)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         from bert_jax import distributed  # imports JAX, which not every entry needs
 
         first_line = (str(error).strip() or "unknown").splitlines()[0][:200]
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if platforms and _raised_in(error, "jax._src.xla_bridge"):
+            why = f" ({first_line})" if str(error) else ""
+            _exit(
+                f"error: JAX cannot use JAX_PLATFORMS={platforms} here{why}; install JAX for it "
+                "(README), or unset it",
+                2,
+            )
         if "RESOURCE_EXHAUSTED" in first_line:
             _exit(
                 f"error: the device has too little memory ({first_line}); lower batch_size or the "
@@ -78,6 +87,12 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
             "they go on from the last checkpoint",
             RESTART_CODE,
         )
+
+
+def _raised_in(error: BaseException, module: str) -> bool:
+    """Whether a module itself raised it."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"] == module
 
 
 def _exit(message: str, code: int) -> NoReturn:

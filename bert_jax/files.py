@@ -42,6 +42,15 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> Path:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file, none where there is none; a last one that a kill cut off is left out."""
+    """The lines of a file, none where there is none; a last one that a kill cut off is left out.
+
+    Raises: UserError: a line is broken.
+    """
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1] if line]  # one that was cut off has no end
+    values = []
+    for number, line in enumerate(lines[:-1], start=1):  # one that was cut off has no end
+        try:
+            values += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: a broken line ({error}); remove it") from error
+    return values

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from bert_jax import distributed
+from bert_jax.errors import UserError
 from bert_jax.files import read_json_lines, write_json_lines
 from bert_jax.objectives.base import Mean
 
@@ -104,3 +105,17 @@ class MetricsLog:
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
     return read_json_lines(workdir / "metrics.jsonl")
+
+
+def last_evaluation(workdir: Path) -> dict[str, float]:
+    """The held-out metrics that a finished run logged last.
+
+    Raises: UserError: there are none.
+    """
+    lines = [line for line in read_metrics(workdir) if line["split"] == "held_out"]
+    if not lines:
+        raise UserError(
+            f"{workdir} is trained to the end, but its metrics.jsonl has no held-out metrics; "
+            "bring it back, or remove the last checkpoint, to train from the one before"
+        )
+    return {k: v for k, v in lines[-1].items() if k not in ("step", "split", "time")}

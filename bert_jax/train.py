@@ -298,7 +298,7 @@ def run(
         progress.close()
         log.close()
         checkpoints.close()
-    return state, held_out or _last_evaluation(workdir)
+    return state, held_out or metrics_lib.last_evaluation(workdir)
 
 
 def held_out_means(trainer: Trainer, params: Any, phase: Phase) -> dict[str, float]:
@@ -356,12 +356,6 @@ def _log_training(
 def _line(step: int, title: str, values: Mapping[str, float]) -> str:
     shown = itertools.islice(values.items(), 6)
     return f"step {step} {title}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown)
-
-
-def _last_evaluation(workdir: Path) -> dict[str, float]:
-    """The held-out metrics that a finished run logged last."""
-    lines = [line for line in metrics_lib.read_metrics(workdir) if line["split"] == "held_out"]
-    return {k: v for k, v in lines[-1].items() if k not in ("step", "split", "time")}
 
 
 class _Clock:

@@ -242,3 +242,23 @@ def test_an_error_ends_the_process_whatever_threads_are_left():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
     )
     assert (found.returncode, found.stderr) == (2, "error: the disk is full\n")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "unheard_of"])
+def test_a_platform_that_jax_cannot_use_here_is_told(platform):
+    """JAX raises a RuntimeError, of a GPU without its plugin a bare AssertionError."""
+    program = (
+        "import jax; from bert_jax import errors\n"
+        "def main(): print('found', jax.devices())\n"
+        "errors.run(main)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True,
+        env=os.environ | {"JAX_PLATFORMS": platform, "TPU_SKIP_MDS_QUERY": "1"},
+    )  # fmt: skip
+    if found.returncode == 0:
+        pytest.skip("there is one here")
+    assert found.returncode == 2, found.stderr
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith(f"error: JAX cannot use JAX_PLATFORMS={platform} here"), found.stderr
+    assert "Traceback" not in found.stderr

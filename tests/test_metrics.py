@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from bert_jax import metrics
+from bert_jax.errors import UserError
 from bert_jax.objectives.base import Mean
 
 
@@ -111,3 +112,17 @@ def test_a_start_does_without(tmp_path, module):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_broken_line_is_told(tmp_path):
+    write(tmp_path, 1, 3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "split\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:3: a broken line .*; remove it"):
+        metrics.read_metrics(tmp_path)
+
+
+def test_a_finished_run_whose_metrics_are_gone_is_told(tmp_path):
+    write(tmp_path, 1, 3)  # of training only
+    with pytest.raises(UserError, match="trained to the end, but"):
+        metrics.last_evaluation(tmp_path)
