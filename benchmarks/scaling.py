@@ -29,7 +29,7 @@ from bert_jax import errors, figures
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.command_line import OUTPUT
 from bert_jax.config import SIZES
-from bert_jax.data.corpus import FORMAT, open_corpus
+from bert_jax.data.corpus import open_corpus
 from bert_jax.data.corpus_writer import UnitWriter, assemble
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
@@ -50,7 +50,6 @@ def write_corpus(folder: Path, documents: int) -> None:
     vocab = [*SPECIAL, *(f"w{number}" for number in range(2000))]
     tokenizer = wordpiece_tokenizer(vocab)
     folder.mkdir()
-    tokenizer.save(folder / "tokenizer")
     unit = folder / ".partial" / "unit-00000"
     writer = UnitWriter(unit, len(vocab))
     for number in range(documents):
@@ -58,7 +57,7 @@ def write_corpus(folder: Path, documents: int) -> None:
         tokens = draw.integers(len(SPECIAL), len(vocab), lengths.sum(), np.int32)
         writer.add("held_out" if number % 100 == 0 else "train", number, tokens, lengths, 0)
     writer.close({})
-    assemble(folder, [unit], {"format": FORMAT})
+    assemble(folder, [unit], tokenizer, {})
 
 
 def opened(corpus: str) -> Instances:

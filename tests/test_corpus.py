@@ -35,8 +35,7 @@ def _write(out):
             if split == "train":
                 documents.append(np.split(tokens, np.cumsum(lengths)[:-1]))
         writer.close({})
-    wordpiece_tokenizer(VOCAB).save(out / "tokenizer")
-    assemble(out, folders, {"settings": {}})
+    assemble(out, folders, wordpiece_tokenizer(VOCAB), {"settings": {}})
     return documents
 
 

@@ -39,6 +39,15 @@ def test_all_the_text_is_there_in_order(input_file, tmp_path):
     assert "workers" not in info["settings"]
 
 
+def test_another_tokenizer_than_that_of_the_corpus_is_refused(input_file, tmp_path):
+    corpus = prepare(text_config(input_file), tmp_path / "out", quiet=True)
+    assert open_corpus(corpus.path).tokenizer.vocab_size == corpus.info["vocab_size"]
+    file = corpus.path / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not the one that made the corpus"):
+        _ = open_corpus(corpus.path).tokenizer
+
+
 def test_duplicates_do_not_straddle_the_splits(tmp_path):
     document = "This very document. Is here twice.\n\n"
     (tmp_path / "a.txt").write_text(

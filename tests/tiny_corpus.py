@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from bert_jax import main, optim, sharding, train
-from bert_jax.data.corpus import FORMAT, Corpus, open_corpus
+from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.corpus_writer import UnitWriter, assemble
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
 from configs import pretrain
@@ -83,7 +83,6 @@ def tokenizer() -> Tokenizer:
 def write_corpus(folder: Path) -> Path:
     """Writes the corpus; every tenth document is held out."""
     made = tokenizer()
-    made.save(folder / "tokenizer")
     unit = folder / ".partial" / "unit-00000"
     writer = UnitWriter(unit, made.vocab_size)
     for number, sentences in enumerate(documents()):
@@ -93,7 +92,7 @@ def write_corpus(folder: Path) -> Path:
         flat = np.array(list(itertools.chain(*ids)), np.int32)
         writer.add(split, number, flat, lengths, sum(map(len, sentences)))
     writer.close({})
-    assemble(folder, [unit], {"format": FORMAT})
+    assemble(folder, [unit], made, {})
     return folder
 
 

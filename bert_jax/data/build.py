@@ -188,16 +188,10 @@ class _Run:
         parts = [read_unit(folder) for folder in folders]
         notes = sum((Counter(part["notes"]) for part in parts), Counter())
         self._check_counts(total_counts(parts))
-        tokenizer.save(self.out / "tokenizer")
-        sha, _ = _hash_file(self.out / "tokenizer" / "tokenizer.json")
         info = {
-            **self.identity,
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer_sha256": sha,
-            "notes": dict(sorted(notes.items())),
-            "versions": self.versions,
-        }
-        assemble(self.out, folders, info)
+            **self.identity, "notes": dict(sorted(notes.items())), "versions": self.versions
+        }  # fmt: skip
+        assemble(self.out, folders, tokenizer, info)
         corpus = open_corpus(self.out)
         if not self.quiet:
             self._summary(corpus, notes)

@@ -14,6 +14,7 @@ random read is small. Ends are exclusive. `corpus_writer.py` is the write side.
 """
 
 import functools
+import hashlib
 import json
 import os
 import threading
@@ -154,8 +155,17 @@ class Corpus:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the corpus, loaded at first use."""
-        return load_tokenizer(self.path / "tokenizer")
+        """The tokenizer that made the corpus, loaded at first use.
+
+        Raises: UserError: it is not there, or is another now.
+        """
+        tokenizer = load_tokenizer(self.path / "tokenizer")
+        if tokenizer_digest(self.path) != self.info["tokenizer_sha256"]:
+            raise UserError(
+                f"{self.path}/tokenizer/tokenizer.json is not the one that made the corpus; bring "
+                "that back, or prepare it again"
+            )
+        return tokenizer
 
     @functools.cached_property
     def token_counts(self) -> Array:
@@ -200,6 +210,11 @@ def _check(path: Path, name: str, split: Split, counts: dict[str, Any]) -> None:
             raise ValueError(f"{name} has {len(array)} {what} in its index, not {counts[what]}")
     for shard in range(len(counts["shards"])):
         shard_path(path, name, shard, len(counts["shards"])).stat()
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 of a corpus's tokenizer."""
+    return hashlib.sha256((folder / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest()
 
 
 def index_path(folder: Path, split: str, index: str) -> Path:

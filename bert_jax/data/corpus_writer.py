@@ -23,7 +23,9 @@ from bert_jax.data.corpus import (
     encode_record,
     index_path,
     shard_path,
+    tokenizer_digest,
 )
+from bert_jax.data.tokenizer import Tokenizer
 
 RECORD_TOKENS = 2048
 # zstd:1 halves the size (against uncompressed) for 10 us a record read, 40 us a record written.
@@ -118,8 +120,11 @@ def total_counts(units: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def assemble(out: Path, folders: Sequence[Path], info: dict[str, Any]) -> None:
-    """Makes the corpus of finished units, in their order; `info` goes into corpus.json."""
+def assemble(
+    out: Path, folders: Sequence[Path], tokenizer: Tokenizer, info: dict[str, Any]
+) -> None:
+    """Makes the corpus of finished units, in their order; `info` goes into corpus.json, too."""
+    tokenizer.save(out / "tokenizer")
     units = [read_unit(folder) for folder in folders]
     splits = total_counts(units)
     (out / "index").mkdir(exist_ok=True)
@@ -137,7 +142,10 @@ def assemble(out: Path, folders: Sequence[Path], info: dict[str, Any]) -> None:
     counts = sum(np.load(folder / "token_counts.npy") for folder in folders)
     np.save(out / "token_counts.npy", counts)
     _write_tfds(out, splits)
-    write_json(out / "corpus.json", {"format": FORMAT, "splits": splits, **info})
+    about_tokenizer = {
+        "vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer_digest(out)
+    }  # fmt: skip
+    write_json(out / "corpus.json", {"format": FORMAT, "splits": splits, **about_tokenizer, **info})
     shutil.rmtree(out / PARTIAL, ignore_errors=True)
 
 
