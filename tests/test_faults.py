@@ -154,6 +154,14 @@ def test_a_second_run_in_the_same_folder_is_refused(corpus_path, tmp_path):
     assert not (workdir / "metrics.jsonl").exists()
 
 
+def run_program(program, variables=None):
+    """A Python program in a process of its own, with more in its environment."""
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True,
+        env=os.environ | (variables or {}),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -174,10 +182,7 @@ def test_processes_that_are_described_in_part_are_one_line(variables, message):
         "def main(): distributed.initialize()\n"
         "errors.run(main)"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True,
-        env={**os.environ, **variables},
-    )  # fmt: skip
+    found = run_program(program, variables)
     assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
     assert re.search(message, found.stderr)
 
@@ -188,7 +193,7 @@ def test_an_accelerator_that_jax_cannot_use_is_told():
         "def main(): [logging.getLogger(n).warning(n) for n in ('jax._src.xla_bridge', 'other')]\n"
         "errors.run(main)"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    found = run_program(program)
     assert "jax._src.xla_bridge" in found.stderr and "other" not in found.stderr
 
 
@@ -199,7 +204,7 @@ def test_an_interrupt_is_one_line():
         "signal.signal(2, signal.default_int_handler)\n"
         "errors.run(main)"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    found = run_program(program)
     assert (found.returncode, found.stderr) == (130, "interrupted\n")
 
 
@@ -210,7 +215,7 @@ def test_an_error_of_the_system_is_one_line(code):
         f"def main(): raise OSError({code}, os.strerror({code}), 'runs/a/metrics.jsonl')\n"
         "errors.run(main)"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    found = run_program(program)
     assert found.returncode == 2
     assert found.stderr.startswith("error: runs/a/metrics.jsonl: ")
     assert found.stderr.count("\n") == 1
@@ -222,7 +227,7 @@ def test_too_little_memory_of_a_device_is_one_line():
         "def main(): jnp.zeros((2**46,)).block_until_ready()\n"
         "errors.run(main)"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    found = run_program(program)
     assert found.returncode == 2, found.stderr
     message = found.stderr.splitlines()[-1]
     assert message.startswith("error: the device has too little memory (RESOURCE_EXHAUSTED")
@@ -252,10 +257,7 @@ def test_a_platform_that_jax_cannot_use_here_is_told(platform):
         "def main(): print('found', jax.devices())\n"
         "errors.run(main)"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True,
-        env=os.environ | {"JAX_PLATFORMS": platform, "TPU_SKIP_MDS_QUERY": "1"},
-    )  # fmt: skip
+    found = run_program(program, {"JAX_PLATFORMS": platform, "TPU_SKIP_MDS_QUERY": "1"})
     if found.returncode == 0:
         pytest.skip("there is one here")
     assert found.returncode == 2, found.stderr

@@ -74,8 +74,7 @@ class Dense(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., inputs] -> [..., features]."""
-        product, bias = self.apart(x)
-        return add_bias(product, bias)
+        return add_bias(*self.apart(x))
 
     @nn.compact
     def apart(self, x: jax.Array) -> Product:
@@ -86,9 +85,9 @@ class Dense(nn.Module):
         return product(x.astype(c.dtype), kernel.astype(c.dtype), 1), bias
 
 
-def add_bias(product: jax.Array, bias: jax.Array) -> jax.Array:
-    """[..., K] and [K], rounded to the dtype of the product first."""
-    return product + bias.astype(product.dtype).reshape(*(1,) * (product.ndim - 1), -1)
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """[..., K] and [K], rounded to the dtype of x first."""
+    return x + bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
 
 
 def norm(config: EncoderConfig, name: str = "norm") -> nn.LayerNorm:
@@ -151,7 +150,8 @@ class Projection(nn.Module):
     """A dense layer between [B, S, D] and heads, its bias left to be added.
 
     For `attend` the heads are [B, N, S, H]: the TPU compiler has the product write that layout;
-    with `Dense` and a transposition it copies. For our kernels they are side by side, [B, S, N·H].
+    from heads side by side, as of `Dense`, it would copy. For our kernels they are just that,
+    [B, S, N·H].
     """
 
     config: EncoderConfig

@@ -1,8 +1,8 @@
 """What layers are made of: dropout, products, GELU, attention, residual and norm.
 
-Plain functions. Four have gradients written by hand, which save less and leave the compiler less
-to recompute inside matrix products than the automatic ones; benchmarks/NOTES.md has the figures. A
-`key` argument is the dropout key of that call; `None` means no dropout (evaluation).
+Plain functions. Four have gradients written by hand, which save less, and leave the compiler less
+to copy or to recompute than the automatic ones; benchmarks/NOTES.md has the figures. A `key`
+argument is the dropout key of that call; `None` means no dropout (evaluation).
 """
 
 import functools
