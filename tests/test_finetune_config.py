@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 from tiny_tasks import make_config, settings
 
-from bert_jax import finetune, tasks
+from bert_jax import finetune, finetune_start, tasks
 from bert_jax.config import encoder_config
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
@@ -71,7 +71,7 @@ def test_every_kind_of_task_at_full_scale(name, features):
     assert loss.sum.shape == ()
     outputs = jax.eval_shape(objective.predict, params, batch)
     assert all(x.shape[0] == rows and x.dtype == jnp.float32 for x in outputs.values())
-    head = next(tree for part, tree in params.items() if part in finetune._HEADS)
+    head = next(tree for part, tree in params.items() if part in finetune_start.HEADS)
     width = 768  # of BERT-Base, and of the paper's BiLSTM
     assert head["dense"]["kernel"].shape == (width, *head["dense"]["bias"].shape)
     assert ("bilstm" in params) == bool(features)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_tasks import bits, examples, make_config, run
 
-from bert_jax import finetune, tasks, weights
+from bert_jax import finetune, finetune_start, tasks, weights
 from bert_jax.checkpoint import Checkpoints, load_params
 from bert_jax.data import buckets
 from bert_jax.tasks.classification import Classification
@@ -36,14 +36,14 @@ def test_a_head_is_kept_where_its_outputs_mean_the_same():
         return Classification.custom(label=label, kind="numbers")
 
     before = json.loads(json.dumps(tasks.to_dict(numbers("ease,length"))))
-    assert finetune._same_labels(before, numbers("ease,length"))
-    assert not finetune._same_labels(before, numbers("length,ease"))
-    assert not finetune._same_labels(before, numbers("ease"))
+    assert finetune_start.same_labels(before, numbers("ease,length"))
+    assert not finetune_start.same_labels(before, numbers("length,ease"))
+    assert not finetune_start.same_labels(before, numbers("ease"))
     named = dataclasses.replace(Classification.custom(label="topic"), labels=("a", "b"))
     before = json.loads(json.dumps(tasks.to_dict(named)))
-    assert finetune._same_labels(before, dataclasses.replace(named, label=(("subject",),)))
-    assert not finetune._same_labels(before, dataclasses.replace(named, labels=("b", "a")))
-    assert finetune._same_labels(tasks.to_dict(named), named)  # as of a Hugging Face folder
+    assert finetune_start.same_labels(before, dataclasses.replace(named, label=(("subject",),)))
+    assert not finetune_start.same_labels(before, dataclasses.replace(named, labels=("b", "a")))
+    assert finetune_start.same_labels(tasks.to_dict(named), named)  # as of a Hugging Face folder
 
 
 def test_from_scratch_takes_no_weights(trained, data, tmp_path):
