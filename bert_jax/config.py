@@ -1,5 +1,6 @@
 """Config files: their typed arguments, and from their fields to the objects of a run."""
 
+import dataclasses
 import math
 import re
 import types
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bert_jax import run_format
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.models.layers import ACTIVATIONS
@@ -155,12 +157,23 @@ def _computes_in_bfloat16(device: Any) -> bool:
     return device.platform != "cpu" and (nvidia is None or int(nvidia[1]) >= 8)
 
 
+def _check_names(model: Mapping[str, Any]) -> None:
+    """Checks that a `model` section has the fields of an encoder, neither more nor fewer."""
+    known = {field.name for field in dataclasses.fields(EncoderConfig)} - {"vocab_size", "dtype"}
+    if missing := known - model.keys():
+        raise UserError(f"the model section of the config lacks {', '.join(sorted(missing))}")
+    if unknown := model.keys() - known:
+        raise run_format.newer("config", f"setting model.{min(unknown)}")
+
+
 def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:
     """The encoder of a config's `model` section; 0 as head or feed-forward width: D/N and 4·D.
 
     dtype: float32, bfloat16, or auto: bfloat16 where the accelerator computes in it.
-    Raises: UserError: an unknown activation or dtype, or heads that do not divide the width.
+    Raises: UserError: an unknown activation or dtype, or heads that do not divide the width; a
+      name that is missing in the section, or that this version does not know.
     """
+    _check_names(model)
     choose("model.activation", model["activation"], ACTIVATIONS)
     if dtype == "auto":
         dtype = "bfloat16" if _computes_in_bfloat16(jax.devices()[0]) else "float32"

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import tokenizers
 
+from bert_jax import run_format
 from bert_jax.checkpoint import Checkpoints, check_fit, load_params
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -77,6 +78,7 @@ def open_model(path: str | Path) -> Pretrained:
     config = read_json(path / "config.json")
     if "model" not in config:
         return hugging_face.read(path)
+    config = run_format.filled(config, path / "config.json")
     task = read_json(path / "task.json") if (path / "task.json").exists() else None
     # On the host: arrays of one device cannot be put on a mesh that other processes share.
     params = jax.tree.map(np.asarray, load_params(path, step=step, best=task is not None))
@@ -92,7 +94,8 @@ def save_model(folder: str | Path, pretrained: Pretrained) -> None:
     """
     with new_folder(folder) as made:
         pretrained.tokenizer.save(made / "tokenizer")
-        config = {"model": dict(pretrained.model), **pretrained.tuning}
+        config = {"format": run_format.FORMAT, "model": dict(pretrained.model)}
+        config |= pretrained.tuning
         write_json(made / "config.json", config)
         if pretrained.task is not None:
             write_json(made / "task.json", pretrained.task)

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
-from bert_jax import distributed
+from bert_jax import distributed, run_format
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import read_json, write_json
+from bert_jax.files import write_json
 
 
 def check_same(
@@ -25,12 +25,15 @@ def check_same(
     may_change: fields that may differ. whole: if not, so may those that `config` does not have.
     Raises: UserError, listing what differs.
     """
-    before = _flat(read_json(workdir / "config.json"))
+    stored = run_format.read_config(workdir)
+    before = _flat({name: value for name, value in stored.items() if name != "format"})
     now = _flat(json.loads(json.dumps(config)))
+    if whole and (unknown := before.keys() - now.keys() - run_format.MEANT.keys()):
+        raise run_format.newer(workdir / "config.json", f"setting {min(unknown)}")
     changed = [
-        f"{name} was {before.get(name)}, is {now.get(name)}"
-        for name in sorted(before.keys() | now.keys() if whole else now.keys())
-        if before.get(name) != now.get(name) and name.split(".")[0] not in may_change
+        f"{name} was {before.get(name)}, is {now[name]}"
+        for name in sorted(now)
+        if before.get(name) != now[name] and name.split(".")[0] not in may_change
     ]
     if changed:
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -84,7 +87,7 @@ def prepare_workdir(
             shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
             (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
             write(workdir)
-        write_json(path, config)
+        write_json(path, {"format": run_format.format_of(workdir), **config})
     distributed.wait_for_all("the work directory is there")
 
 
