@@ -29,6 +29,7 @@ from bert_jax import errors, memory
 from bert_jax.command_line import OUTPUT
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import written_whole
 from bert_jax.inference import Model, load
 from bert_jax.tasks.rows import read_lines
 from bert_jax.tasks.squad_windows import Pieces, windows
@@ -100,9 +101,7 @@ def write_features(
     if not counts:
         raise UserError(f"{texts} is empty")
     shape = sum(counts), len(layers), model.encoder.width
-    output.parent.mkdir(parents=True, exist_ok=True)
-    made = output.with_name(output.name + ".tmp")
-    try:
+    with written_whole(output) as made:
         with zipfile.ZipFile(made, "w") as file:
             small = {
                 "layers": np.array(layers, np.int64),
@@ -125,9 +124,6 @@ def write_features(
                     progress.update()
         if found != counts:
             raise UserError(f"{texts} changed while it was read")
-        made.replace(output)
-    finally:
-        made.unlink(missing_ok=True)
     return shape
 
 

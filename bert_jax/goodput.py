@@ -1,7 +1,6 @@
 """Where the wall time of a run goes, over all its starts: `goodput.jsonl` of the work directory."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 
 from bert_jax import distributed
-from bert_jax.files import read_json_lines, write_json_lines
+from bert_jax.files import json_line, read_json_lines, write_json_lines
 
 _FILE = "goodput.jsonl"
 T = TypeVar("T")
@@ -78,7 +77,7 @@ class Ledger:
         spent = self._spent | {"compiling": _compiled - self._compiled}
         spent["steps"] = max(0.0, total - sum(spent.values()))
         with self._path.open("a") as file:
-            file.write(json.dumps(self._line | {"step": step, "seconds": spent}) + "\n")
+            file.write(json_line(self._line | {"step": step, "seconds": spent}))
 
 
 def shares(workdir: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ from tokenizers import processors
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import read_json, write_json
+from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.hugging_face_task import read_task, task_config
 from bert_jax.published import CLASSIFIER, PARTS, RATES, SIZES, TIED, layout, model_section
 from bert_jax.weights import HUB, Pretrained, new_folder, some
@@ -326,7 +326,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:
     backend.post_processor = processors.BertProcessing(
         (sep, tokenizer.sep_id), (cls, tokenizer.cls_id)
     )
-    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+    write_whole(folder / "tokenizer.json", backend.to_str(pretty=True))
     roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -9,7 +9,6 @@ order: the newest checkpoint of the work directory, `init_from`, scratch.
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from bert_jax.data.instances import Batch, Instances
 from bert_jax.data.loader import eval_batches, logged, train_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 from bert_jax.models import kernels
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
@@ -226,7 +226,7 @@ def _prepare(config: Any, corpus: Corpus, workdir: Path) -> None:
     """Prepares the work directory, which also holds the description of the corpus."""
 
     def copy(folder: Path) -> None:
-        shutil.copy(corpus.path / "corpus.json", folder / "corpus.json")
+        write_whole(folder / "corpus.json", (corpus.path / "corpus.json").read_bytes())
 
     check = functools.partial(check_corpus, workdir, corpus.path)
     prepare_workdir(workdir, config.to_dict(), MAY_CHANGE, corpus.tokenizer, copy, check)

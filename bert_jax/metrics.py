@@ -1,7 +1,6 @@
 """Metrics on their way to people: JSON lines, TensorBoard, and the speed of a run."""
 
 import contextlib
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import jax
 
 from bert_jax import distributed
 from bert_jax.errors import UserError
-from bert_jax.files import read_json_lines, write_json_lines
+from bert_jax.files import json_line, read_json_lines, write_json_lines
 from bert_jax.objectives.base import Mean
 
 # tensorboardX imports PyTorch where it is installed: seconds of every start, for nothing of ours.
@@ -52,8 +51,8 @@ def values(means: Mapping[str, Mean]) -> dict[str, float]:
     """Means divided, as Python floats; every language-model loss with its perplexity."""
     result = {name: float(mean.value()) for name, mean in jax.device_get(dict(means)).items()}
     for name in [name for name in result if name.endswith("lm_loss")]:
-        loss = result[name]
-        result[name.replace("_loss", "_perplexity")] = math.exp(loss) if loss < 700 else math.inf
+        # Capped at what a float64 holds, as a run that diverges must not end in an overflow.
+        result[name.replace("_loss", "_perplexity")] = math.exp(min(result[name], 700.0))
     return result
 
 
@@ -88,7 +87,7 @@ class MetricsLog:
             return
         line: dict[str, Any] = {"step": step, "split": split, **metrics, "time": dict(time)}
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json_line(line))
             self._file.flush()
         except OSError as error:  # a full disk: it does not say of which file
             raise OSError(error.errno, error.strerror, str(self._path)) from error

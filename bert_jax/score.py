@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from bert_jax import errors, tasks
-from bert_jax.files import read_json
+from bert_jax.files import plain, read_json
 from bert_jax.tasks.base import Source
 
 _TASK = flags.DEFINE_string("task", None, "A task's name, or the task.json of a fine-tuned model.")
@@ -31,7 +31,7 @@ def main() -> None:
     if not path.is_file():
         raise errors.UserError(f"--predictions={path} does not exist")
     predictions = task.read_predictions(path, examples or [])
-    print(json.dumps(task.score(examples or [], predictions), indent=2))
+    print(json.dumps(plain(task.score(examples or [], predictions)), indent=2))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from bert_jax.checkpoint import Checkpoints, check_fit, load_params
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import read_json, write_json
+from bert_jax.files import folder_written_whole, read_json, write_json
 from bert_jax.models.body import Body
 
 _TUNING = ("features", "bilstm", "bilstm_width", "max_length")
@@ -114,14 +113,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not an empty folder; choose another")
-    made = path.with_name(path.name + ".tmp")
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
-    try:
+    with folder_written_whole(path) as made:
         yield made
-        made.replace(path)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def merge(

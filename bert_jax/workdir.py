@@ -1,7 +1,6 @@
 """The work directory of a run: its config, and what a second start must find unchanged."""
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,7 +13,8 @@ from flax.traverse_util import flatten_dict
 from bert_jax import distributed, run_format
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import write_json
+from bert_jax.files import UNFINISHED, folder_written_whole, write_json
+from bert_jax.locks import locked
 
 
 def check_same(
@@ -74,18 +74,16 @@ def prepare_workdir(
         check()
     elif workdir.exists():
         # What a start that was killed may have left.
-        begun = {
-            "tokenizer", "tokenizer.tmp", "corpus.json", "task.json", "task.json.tmp",
-            "config.json.tmp",
-        }  # fmt: skip
-        if {entry.name for entry in workdir.iterdir()} - begun:
+        begun = {"tokenizer", "corpus.json", "task.json"}
+        names = {path.name for path in workdir.iterdir() if path.suffix != UNFINISHED}
+        if names - begun:
             raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
     distributed.wait_for_all("the work directory is checked")
     if distributed.is_main():
         if not path.exists():
-            tokenizer.save(workdir / "tokenizer.tmp")
             shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
-            (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
+            with folder_written_whole(workdir / "tokenizer") as made:
+                tokenizer.save(made)
             write(workdir)
         write_json(path, {"format": run_format.format_of(workdir), **config})
     distributed.wait_for_all("the work directory is there")
@@ -93,15 +91,8 @@ def prepare_workdir(
 
 @contextlib.contextmanager
 def claimed(file: Path) -> Iterator[bool]:
-    """Whether this run may work at what the file stands for; the claim ends with the process."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        mine = True
-        if distributed.is_main():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                mine = False
+    """Gives whether this run may work at what the file stands for; the main process locks it."""
+    with locked(file) if distributed.is_main() else contextlib.nullcontext(True) as mine:
         yield distributed.agree([mine])[0]
 
 

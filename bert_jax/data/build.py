@@ -5,7 +5,6 @@ configs/prepare.py for the settings and corpus.py for what is written.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -29,6 +28,8 @@ from bert_jax.data.text import SOURCES
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
 from bert_jax.errors import UserError
+from bert_jax.files import UNFINISHED, written_whole
+from bert_jax.locks import locked
 
 _LIBRARIES = ("tokenizers", "sentencepiece", "array-record", "numpy", "protobuf")
 _CHOICES = {
@@ -39,7 +40,7 @@ _CHOICES = {
 # What a killed run may have left in the folder beside PARTIAL: all of it is made again.
 _PRODUCTS = (
     "corpus-*.array_record-*", "index", "tokenizer", "token_counts.npy", "dataset_info.json",
-    "features.json", "*.json.tmp", "*.incomplete*",
+    "features.json", "*.json.tmp", "*.incomplete*", f".*{UNFINISHED}",
 )  # fmt: skip
 
 
@@ -147,14 +148,13 @@ def _claimed(out: Path) -> Iterator[None]:
         raise UserError(f"{out} holds other files; choose an empty or new folder for --out")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = open(partial / "lock", "w")  # noqa: SIM115
+        claim = contextlib.ExitStack()
+        mine = claim.enter_context(locked(partial / "lock"))
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another bert_jax.prepare is at work on {out}") from None
+    with claim:
+        if not mine:
+            raise UserError(f"another bert_jax.prepare is at work on {out}")
         yield
 
 
@@ -238,10 +238,9 @@ class _Run:
         tasks = [(units.extract_unit, *task) for task in zip(groups, outputs, strict=True)]
         self._pool("reading docstrings", tasks, size)
         documents = (document for output in outputs for document in units.read_json(output))
-        with open(target.with_suffix(".tmp"), "w", encoding="utf-8", newline="\n") as file:
+        with written_whole(target) as made, open(made, "w", encoding="utf-8", newline="\n") as file:
             for document in pydocs.unique_documents(documents):
                 file.write("\n".join(document) + "\n\n")
-        os.replace(target.with_suffix(".tmp"), target)
         return target
 
     def _tokenizer(self, plan: list[list[units.Piece]]) -> Tokenizer:

@@ -5,6 +5,7 @@ the index; `assemble` moves the shards into place, joins the index and writes co
 Every step is a rename of something complete, and can be done again after a kill at any point.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from bert_jax.data.corpus import (
     tokenizer_digest,
 )
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.files import folder_written_whole, write_whole, written_whole
 
 RECORD_TOKENS = 2048
 # zstd:1 halves the size (against uncompressed) for 10 us a record read, 40 us a record written.
@@ -39,9 +41,8 @@ class UnitWriter:
     def __init__(self, folder: Path, vocab_size: int):
         """Starts unit `folder`, which appears only at `close`; ids are below `vocab_size`."""
         self._folder = folder
-        self._temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
+        self._making = contextlib.ExitStack()
+        self._temporary = self._making.enter_context(folder_written_whole(folder))
         self._splits = {name: _SplitWriter(self._temporary / name) for name in SPLITS}
         self._token_counts = np.zeros(vocab_size, np.int64)
 
@@ -64,7 +65,7 @@ class UnitWriter:
         counts = {name: split.close() for name, split in self._splits.items()}
         np.save(self._temporary / "token_counts.npy", self._token_counts)
         write_json(self._temporary / "unit.json", {"splits": counts, "notes": notes})
-        os.rename(self._temporary, self._folder)
+        self._making.close()
 
 
 class _SplitWriter:
@@ -140,7 +141,8 @@ def assemble(
         for index in INDICES:
             _join(index_path(out, name, index), [f / f"{name}.{index}.npy" for f in present], index)
     counts = sum(np.load(folder / "token_counts.npy") for folder in folders)
-    np.save(out / "token_counts.npy", counts)
+    with written_whole(out / "token_counts.npy") as made, made.open("wb") as file:
+        np.save(file, counts)
     _write_tfds(out, splits)
     about_tokenizer = {
         "vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer_digest(out)
@@ -152,15 +154,17 @@ def assemble(
 def _join(path: Path, parts: Sequence[Path], index: str) -> None:
     """Joins index arrays; ends are numbered on from the part before."""
     sizes = [len(np.load(part, mmap_mode="r")) for part in parts]
-    joined = np.lib.format.open_memmap(path, mode="w+", dtype=INDICES[index], shape=(sum(sizes),))
-    begin = base = 0
-    for part, size in zip(parts, sizes, strict=True):
-        array = np.load(part)
-        joined[begin : begin + size] = array + base if index != "sentence_lengths" else array
-        begin += size
-        if index != "sentence_lengths":
-            base += int(array[-1])
-    joined.flush()
+    shape = (sum(sizes),)
+    with written_whole(path) as made:
+        joined = np.lib.format.open_memmap(made, mode="w+", dtype=INDICES[index], shape=shape)
+        begin = base = 0
+        for part, size in zip(parts, sizes, strict=True):
+            array = np.load(part)
+            joined[begin : begin + size] = array + base if index != "sentence_lengths" else array
+            begin += size
+            if index != "sentence_lengths":
+                base += int(array[-1])
+        joined.flush()
 
 
 def _write_tfds(out: Path, splits: dict[str, dict[str, Any]]) -> None:
@@ -202,10 +206,4 @@ def _write_tfds(out: Path, splits: dict[str, dict[str, Any]]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically: it is there complete, or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")

@@ -8,7 +8,6 @@ ones for the same packages and corpus. The dev passages are from the modules tha
 """
 
 import hashlib
-import json
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from bert_jax.data import pydocs
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.text import split_sentences
 from bert_jax.errors import UserError
+from bert_jax.files import folder_written_whole, write_json_lines
 
 # What bert_jax needs, in many modules each, and Python's own library.
 LIBRARIES = ("jax", "matplotlib", "numpy", "orbax", "scipy", "stdlib")
@@ -50,15 +50,12 @@ def write_task(corpus: Path, out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} exists already; remove it or choose another --out")
     splits = make_splits(read_modules(), open_corpus(corpus))
-    partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    for split, rows in splits.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (partial / f"{split}.jsonl").write_text(text, encoding="utf-8")
-        counts = Counter(row["label"] for row in rows)
-        numbers = ", ".join(f"{name} {counts[name]}" for name in LIBRARIES)
-        print(f"{out / split}.jsonl: {len(rows):,} passages ({numbers})")
-    partial.rename(out)
+    with folder_written_whole(out) as made:
+        for split, rows in splits.items():
+            write_json_lines(made / f"{split}.jsonl", rows)
+            counts = Counter(row["label"] for row in rows)
+            numbers = ", ".join(f"{name} {counts[name]}" for name in LIBRARIES)
+            print(f"{out / split}.jsonl: {len(rows):,} passages ({numbers})")
 
 
 def read_modules() -> list[tuple[str, list[str]]]:

@@ -27,6 +27,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 
 # Special tokens by role: how BERT vocabularies write them, and how SentencePiece models do.
 ROLES = {
@@ -140,11 +141,9 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and, for a WordPiece, vocab.txt into `folder`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        write_whole(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         if self.kind == "wordpiece":
-            text = "".join(token + "\n" for token in self.tokens)
-            (folder / "vocab.txt").write_text(text, encoding="utf-8", newline="\n")
+            write_whole(folder / "vocab.txt", "".join(token + "\n" for token in self.tokens))
 
 
 def _from_json(text: str) -> Tokenizer:

@@ -26,6 +26,7 @@ from bert_jax.data.corpus_writer import UnitWriter, write_json
 from bert_jax.data.text import SOURCES, Reader, document_start
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import written_whole
 
 SMALLEST_UNIT, LARGEST_UNIT = 2_000_000, 16_000_000  # bytes of input
 BATCH_CHARS = 200_000  # text tokenised in one call
@@ -183,16 +184,14 @@ def sample_unit(
 ) -> None:
     """Writes `share` of the paragraphs, evenly spread, to a text file, a paragraph a line."""
     reader = Reader(settings["on_error"], settings["text_feature"])
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
     seen = kept = 0
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with written_whole(path) as made, open(made, "w", encoding="utf-8", newline="\n") as file:
         for document in _documents(pieces, reader):
             for paragraph in document:
                 seen += len(paragraph)
                 if kept < share * seen:
                     kept += len(paragraph)
                     file.write(paragraph + "\n")
-    os.replace(temporary, path)
 
 
 def extract_unit(files: Sequence[Path], path: Path) -> None:

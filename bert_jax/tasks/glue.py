@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bert_jax.errors import UserError
+from bert_jax.files import write_whole
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.rows import column, number, read_rows
 
@@ -159,9 +160,7 @@ def zip_submission(folders: Sequence[Path], out: Path) -> list[str]:
             archive.writestr(zipfile.ZipInfo(name), paths[0].read_bytes(), zipfile.ZIP_DEFLATED)
     if len(missing) == len(_SIZES):
         raise UserError(f"none of {', '.join(_SIZES)} is in {', '.join(map(str, folders))}")
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_bytes(packed.getvalue())
-    temporary.replace(out)
+    write_whole(out, packed.getvalue())
     return missing
 
 

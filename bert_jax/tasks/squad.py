@@ -20,7 +20,7 @@ import numpy as np
 from bert_jax.data.text import split_sentences
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import write_whole
+from bert_jax.files import plain, write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Span
 from bert_jax.tasks import squad_score
@@ -298,7 +298,7 @@ class Answering:
         return [
             write_whole(
                 folder / f"{prefix}{name}.json",
-                json.dumps(content, indent=4, ensure_ascii=False) + "\n",
+                json.dumps(plain(content), indent=4, ensure_ascii=False, allow_nan=False) + "\n",
             )
             for name, content in contents.items()
         ]
