@@ -158,9 +158,13 @@ def _computes_in_bfloat16(device: Any) -> bool:
 
 
 def _check_names(model: Mapping[str, Any]) -> None:
-    """Checks that a `model` section has the fields of an encoder, neither more nor fewer."""
+    """Checks that a `model` section has the fields of an encoder, neither more nor fewer.
+
+    A model of Hugging Face or of a TF1 release, and a run that was converted from one, has not
+    those of which such a config says nothing; they are then as in BERT.
+    """
     known = {field.name for field in dataclasses.fields(EncoderConfig)} - {"vocab_size", "dtype"}
-    if missing := known - model.keys():
+    if missing := known - model.keys() - {"causal", "kernels", "norm_epsilon"}:
         raise UserError(f"the model section of the config lacks {', '.join(sorted(missing))}")
     if unknown := model.keys() - known:
         raise run_format.newer("config", f"setting model.{min(unknown)}")
