@@ -19,7 +19,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from bert_jax import distributed
-from bert_jax.errors import Restart, UserError
+from bert_jax.errors import Restart, UserError, may_pass, out_of_memory
 
 
 @jax.jit
@@ -151,10 +151,9 @@ class Checkpoints:
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged file
                 system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-                if system or "RESOURCE_EXHAUSTED" in str(error):
-                    raise
-                if distributed.lost_a_process(error):
-                    raise RuntimeError(str(error)) from error  # `errors.run` says so
+                gone = distributed.lost_a_process(error)
+                if system or gone or may_pass(error) or out_of_memory(error):
+                    raise  # it says nothing about the checkpoint
                 _check_readable(self._folder / str(one))
                 self._set_aside(one, error)
         if steps or (step < 0 and any(self._damaged.glob("*"))):

@@ -4,21 +4,31 @@ On a TPU slice or pod, under Slurm, Open MPI or Kubernetes, JAX finds the others
 `launch/local_pod.sh` names them in the environment.
 """
 
+import json
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
-from bert_jax.errors import UserError
+from bert_jax import watch
+from bert_jax.errors import UserError, causes
 
 # A process that is silent for so long is taken for dead, and the others stop. Below JAX's 100 s.
 _HEARTBEAT_SECONDS = 60
+_SEEN_SECONDS = 60  # within which a network disk shows on every host what one has written
+_BLOCK = 256  # bytes of what is said at once
+T = TypeVar("T")
 
 
 def initialize() -> None:
@@ -53,6 +63,8 @@ def initialize() -> None:
             f"the processes of this run did not find one another ({str(error).splitlines()[0]}); "
             "start the same command on every host of the slice"
         ) from error
+    if jax.process_count() > 1:
+        watch.start(jax.process_index(), jax.process_count(), global_state.client)
 
 
 def _number(name: str) -> int | None:
@@ -78,47 +90,97 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+        watch.count()
 
 
-def agree(values: Sequence[bool]) -> list[bool]:
-    """What the main process says, on all of them: they must not decide by what each sees."""
+def from_main(value: T) -> T:
+    """Returns on all processes what the main one gives: they must not decide by what each sees.
+
+    A folder on a network disk may look different from each host for a while.
+
+    value: what JSON can hold, lists for tuples.
+    """
     if jax.process_count() == 1:
-        return list(values)
-    said = multihost_utils.broadcast_one_to_all(np.array(values, bool))
-    return [bool(value) for value in said]
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    # Sizes are few, as each is a program to compile.
+    padded = np.full(-(-size // _BLOCK) * _BLOCK, ord(" "), np.uint8)
+    padded[: len(text)] = text[: len(padded)]
+    said = multihost_utils.broadcast_one_to_all(padded)
+    watch.count()
+    return json.loads(np.asarray(said, np.uint8).tobytes())
 
 
-def lost_a_process(error: Exception) -> bool:
-    """Whether an error of JAX means that another process of the run is gone."""
-    message = str(error).lower()
-    signs = ("gloo", "connection", "heartbeat", "coordination", "unavailable", "deadline_exceeded")
-    return jax.process_count() > 1 and any(sign in message for sign in signs)
+def check_shared(folder: Path) -> None:
+    """Checks that all processes see the same `folder`: the main one writes there, all read.
+
+    Raises: UserError: one does not, on every process.
+    """
+    if jax.process_count() == 1:
+        return
+    token = from_main(uuid.uuid4().hex)
+    path = folder / f".seen-by-all-{token}"
+    if is_main():
+        path.touch()
+    wait_for_all("there is something to see")
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while not (seen := path.exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        os.listdir(folder.parent)  # a network disk may look again
+    blind = np.flatnonzero(~multihost_utils.process_allgather(np.array(seen)))
+    if is_main():
+        path.unlink()
+    if len(blind):
+        raise UserError(
+            f"process {blind[0]} of this run does not see what process 0 wrote to {folder}: "
+            "--workdir must be on a disk that all hosts share"
+        )
+
+
+def lost_a_process(error: BaseException) -> bool:
+    """Whether an error means that another process of the run is gone.
+
+    The type and the status of JAX's error decide, or that it is of gloo, which carries the
+    messages between CPUs; words in other errors do not.
+    """
+    signs = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED):|Gloo")
+    return jax.process_count() > 1 and any(
+        isinstance(cause, jax.errors.JaxRuntimeError) and signs.search(str(cause))
+        for cause in causes(error)
+    )
 
 
 class StopRequest:
     """A SIGTERM or Ctrl-C to any process, seen by all of them after the same step.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once. So does the first, and a SIGTERM, while no step is done.
     """
 
     def __init__(self) -> None:
         self._received = False
         self._before: dict[int, Any] = {}
+        self._unlisten: Callable[[], None] = lambda: None
+        watch.saving.begin()
         if threading.current_thread() is not threading.main_thread():
             return
         if jax.process_count() == 1:  # else JAX's own handler passes the signal on
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._receive)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background
             self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        self._unlisten = watch.listen()
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after this step; to be asked after every step."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self._received = multihost_utils.reached_preemption_sync_point(step)
         return self._received
 
     def close(self) -> None:
         """The signals end the process again, as before."""
+        if not self._received:  # else it is about to end, and to say where it is saved
+            watch.saving.end()
+        self._unlisten()
         for number, before in self._before.items():
             signal.signal(number, before)
 

@@ -1,12 +1,13 @@
 """Errors meant for people, and the wrapper that every command-line entry runs in."""
 
+import errno
 import functools
 import multiprocessing
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from logging import getLogger
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from absl import app, flags, logging
 # Exit code of a run that saved because it was asked to stop, or that lost a process (EX_TEMPFAIL of
 # sysexits.h): the same command goes on. After any other code but 0 that would not help.
 RESTART_CODE = 75
+_in_command = False  # whether `run` runs an entry
 
 
 class UserError(Exception):
@@ -33,8 +35,8 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
     """Runs an entry's `main()`; a `UserError` becomes one line on stderr and exit code 2.
 
     So does an error of the operating system: a full disk, a file that is not there or not allowed.
-    `Stopped`, `Restart` and the loss of another process of the run become one line and
-    `RESTART_CODE`; Ctrl-C becomes one line and 130, as in a shell.
+    `Stopped`, `Restart`, the loss of another process of the run and a disk or connection that may
+    come back become one line and `RESTART_CODE`; Ctrl-C becomes one line and 130, as in a shell.
 
     arguments: there may be some beside the flags, and `main` is called with the list of them.
     """
@@ -45,48 +47,112 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
     logging.set_verbosity(logging.FATAL)
     # But for one: that there is an accelerator which this JAX cannot use.
     getLogger("jax._src.xla_bridge").setLevel("WARNING")
+    global _in_command
+    _in_command = True
+    # Workers of the input leave semaphores behind when a run ends early; nobody needs to know.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     try:
         app.run(
             lambda argv: main(argv[1:]) if arguments else main(),
             flags_parser=functools.partial(_parse_flags, arguments=arguments),
         )
-    except UserError as error:
-        _exit(f"error: {error}", 2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _exit(f"error: {where}{error.strerror or error}", 2)
     except KeyboardInterrupt as interrupt:
-        _exit(str(interrupt) or "interrupted", 130)
+        end(str(interrupt) or "interrupted", 130)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(RESTART_CODE)
-    except Restart as restart:
-        _exit(f"error: {restart}", RESTART_CODE)
-    except (RuntimeError, AssertionError) as error:
-        from bert_jax import distributed  # imports JAX, which not every entry needs
+    except Exception as error:
+        end(*outcome(error))
 
-        first_line = (str(error).strip() or "unknown").splitlines()[0][:200]
-        platforms = os.environ.get("JAX_PLATFORMS")
-        if platforms and _raised_in(error, "jax._src.xla_bridge"):
-            why = f" ({first_line})" if str(error) else ""
-            _exit(
-                f"error: JAX cannot use JAX_PLATFORMS={platforms} here{why}; install JAX for it "
-                "(README), or unset it",
-                2,
-            )
-        if "RESOURCE_EXHAUSTED" in first_line:
-            _exit(
-                f"error: the device has too little memory ({first_line}); lower batch_size or the "
-                "length, raise accumulation, or set remat",
-                2,
-            )
-        if not distributed.lost_a_process(error):
-            raise
-        _exit(
+
+def in_command() -> bool:
+    """Whether this process is a command of ours, which may end: not a notebook, say."""
+    return _in_command
+
+
+def outcome(error: Exception) -> tuple[str, int]:
+    """Says what an error means: a line for people (of a fault of ours the traceback), and a code.
+
+    The code is `RESTART_CODE` where the same command can go on, 2 where it would fail again, and
+    1 for a fault of ours.
+    """
+    if isinstance(error, Restart):
+        return f"error: {error}", RESTART_CODE
+    message = str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}"
+    if may_pass(error):
+        return f"error: {message}; that may pass: the same command goes on", RESTART_CODE
+    if isinstance(error, (UserError, OSError)):
+        return f"error: {message}", 2
+    first_line = (message.strip() or type(error).__name__).splitlines()[0][:200]
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms and _raised_in(error, "jax._src.xla_bridge"):
+        why = f" ({first_line})" if message else ""
+        return (
+            f"error: JAX cannot use JAX_PLATFORMS={platforms} here{why}; install JAX for it "
+            "(README), or unset it"
+        ), 2
+    if out_of_memory(error):
+        return (
+            f"error: there is too little memory ({first_line}); lower batch_size or the length, "
+            "raise accumulation, or set remat"
+        ), 2
+    from bert_jax import distributed  # imports JAX, which not every entry needs
+
+    if distributed.lost_a_process(error):
+        return (
             f"error: another process of this run is gone ({first_line}); start all of them again: "
-            "they go on from the last checkpoint",
-            RESTART_CODE,
-        )
+            "they go on from the last checkpoint"
+        ), RESTART_CODE
+    return "".join(traceback.format_exception(error)).rstrip(), 1
+
+
+# What a network disk or a connection says for a while: the same command may work later. A full
+# disk, a missing file or a missing permission is not among them.
+_PASSING = {
+    getattr(errno, name)
+    for name in (
+        "EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED",
+        "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ESHUTDOWN", "EAGAIN",
+        "EINTR", "ENOLINK", "EREMOTEIO", "ECOMM", "EPROTO",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, is of a disk or a connection that may come back."""
+    return any(
+        isinstance(cause, TimeoutError) or _errno(cause) in _PASSING for cause in causes(error)
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, on the host or on a device."""
+
+    def says_so(cause: BaseException) -> bool:
+        text = str(cause).lower() if isinstance(cause, RuntimeError) else ""
+        signs = ("resource_exhausted", "out of memory", "bad_alloc")
+        return isinstance(cause, MemoryError) or any(sign in text for sign in signs)
+
+    return any(map(says_so, causes(error)))
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _errno(error: BaseException) -> int | None:
+    """The number that the system gave an error, also one of TensorStore; None: it gave none."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = isinstance(error, ValueError) and re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
 
 
 def _raised_in(error: BaseException, module: str) -> bool:
@@ -95,7 +161,8 @@ def _raised_in(error: BaseException, module: str) -> bool:
     return frame.f_globals["__name__"] == module
 
 
-def _exit(message: str, code: int) -> NoReturn:
+def end(message: str, code: int) -> NoReturn:
+    """Ends the process, from whichever thread, whatever its other threads are at."""
     print(message, file=sys.stderr)
     if "jax" in sys.modules:
         # A decent exit waits: for other processes, which may wait for this one, and for threads of

@@ -15,6 +15,7 @@ from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.metrics import read_metrics
 from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.sharding import ahead
 
 _EXAMPLES = 5
 
@@ -67,8 +68,8 @@ def baselines(
     targets = jax.jit(lambda batch: objective.targets(batch, train=False))
     nsp = isinstance(objective, MaskedLM) and objective.nsp
     nll, hits, predicted, random_next, pairs = 0.0, 0.0, 0.0, 0.0, 0.0
-    for batch in batches:
-        labels, weights = jax.device_get(targets(batch))
+    for batch, found in ahead((batch, targets(batch)) for batch in batches):
+        labels, weights = jax.device_get(found)
         nll -= float((log_p[labels] * weights).sum())
         hits += float(((labels == counts.argmax()) * weights).sum())
         predicted += float(weights.sum())

@@ -313,7 +313,7 @@ def work(todo: Sequence[Job]) -> None:
     """Runs the jobs that are not done, leaving those to others that others are at."""
     with tqdm(total=len(todo), unit="run", dynamic_ncols=True) as progress:
         while True:
-            done = distributed.agree([job.result.exists() for job in todo])
+            done = distributed.from_main([job.result.exists() for job in todo])
             progress.update(sum(done) - progress.n)
             if all(done):
                 return
@@ -322,7 +322,7 @@ def work(todo: Sequence[Job]) -> None:
                 if job.result in results or not (job.needs is None or job.needs in results):
                     continue
                 with claimed(job.folder.with_name(job.folder.name + ".lock")) as mine:
-                    if mine and distributed.agree([not job.result.exists()])[0]:
+                    if mine and distributed.from_main(not job.result.exists()):
                         progress.set_postfix_str("/".join(job.folder.parts[-3:]))
                         job.run()
                         break  # look again what is done

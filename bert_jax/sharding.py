@@ -1,5 +1,6 @@
 """The device mesh, the one table from logical axes to mesh axes, and the way there and back."""
 
+import collections
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from bert_jax import watch
 from bert_jax.errors import UserError
 
 R = TypeVar("R")
@@ -148,10 +150,56 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def ahead(work: Iterable[R]) -> Iterator[R]:
-    """The same items, each when the next has been asked for: devices are at that meanwhile."""
-    before: list[R] = []
+class InFlight:
+    """Computations that were started and may not be finished: at most a few, oldest first.
+
+    Every loop that starts computations counts them here. Without a bound a process runs ahead of
+    its devices by hundreds: a request to stop waits for all of them, their results fill the
+    memory, and on CPU, where computations that do not depend on one another share a pool of
+    threads, those of several processes wait for one another for ever.
+    """
+
+    def __init__(self, most: int | None = None):
+        """most: computations that may be unfinished when `add` returns.
+
+        None: for computations that do not depend on one another. Then one, but none on the CPUs
+        of several processes: gloo does not keep the messages of two computations apart.
+        """
+        if most is None:
+            alone = jax.process_count() == 1 or jax.default_backend() != "cpu"
+            most = 1 if alone else 0
+        self._most = most
+        self._started: collections.deque[Any] = collections.deque()
+
+    def add(self, result: Any) -> Any:
+        """Adds what a computation that was just started returned, a tree of arrays.
+
+        Returns: what the oldest one returned, finished, once more than `most` were unfinished;
+          else None.
+        """
+        self._started.append(result)
+        return self.oldest() if len(self._started) > self._most else None
+
+    def oldest(self) -> Any:
+        """Takes out the oldest computation's result, finished; None where there is none."""
+        if not self._started:
+            return None
+        result = jax.block_until_ready(self._started.popleft())
+        watch.count()
+        return result
+
+
+def ahead(work: Iterable[R], most: int | None = None) -> Iterator[R]:
+    """Yields what computations that do not depend on one another return, each when it is finished.
+
+    Args:
+      work: starts a computation with each item that it is asked for; an item is a tree of arrays
+        and of whatever belongs to them.
+      most: computations that are under way while an item is used; None: as of `InFlight`.
+    """
+    in_flight = InFlight(most)
     for item in work:
-        yield from before
-        before = [item]
-    yield from before
+        if (done := in_flight.add(item)) is not None:
+            yield done
+    while (done := in_flight.oldest()) is not None:
+        yield done

@@ -5,7 +5,6 @@ data is the step. So the state below is all there is to save, and a run that is 
 again ends with the bits of one that was not.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -249,16 +248,13 @@ def run(
         total=schedule.steps, initial=step, unit="step", dynamic_ncols=True, disable=not speaks
     )
     held_out: dict[str, float] = {}
-    under_way: collections.deque[jax.Array] = collections.deque()
+    in_flight = sharding.InFlight(2)  # a step needs the one before, so they cannot mix
     request = distributed.StopRequest()
     try:
         for phase, batch in ledger.waiting(_device_batches(trainer, phases, step)):
             state, loss = trainer.step(state, batch)
             step += 1
-            # Two steps ahead of the devices, no more: a stop must not wait for many.
-            under_way.append(loss)
-            if len(under_way) > 2:
-                jax.block_until_ready(under_way.popleft())
+            in_flight.add(loss)
             clock.count(batch, phase)
             progress.update()
             last = step == schedule.steps
@@ -302,12 +298,14 @@ def run(
 
 
 def held_out_means(trainer: Trainer, params: Any, phase: Phase) -> dict[str, float]:
-    """The objective's metrics over the phase's held-out set."""
-    total: dict[str, Mean] | None = None
-    for batch in phase.evaluation():
-        means = trainer.evaluate_batch(params, trainer.put(batch, phase.batch_size))
-        total = means if total is None else {n: total[n] + mean for n, mean in means.items()}
-    return metrics_lib.values(total or {})
+    """Computes the objective's metrics over the phase's held-out set."""
+    batches = (trainer.put(batch, phase.batch_size) for batch in phase.evaluation())
+    total: dict[str, Mean] = {}
+    for means in sharding.ahead(trainer.evaluate_batch(params, batch) for batch in batches):
+        # On the host: on the devices each sum would be one more computation in flight.
+        found = jax.device_get(means)
+        total = {n: total[n] + mean for n, mean in found.items()} if total else found
+    return metrics_lib.values(total)
 
 
 def _device_batches(
@@ -318,7 +316,7 @@ def _device_batches(
         if step < phase.stop:
             rows = phase.batches(max(step, phase.start), phase.stop)
             batches = (trainer.put(batch, phase.batch_size) for batch in rows)
-            yield from ((phase, batch) for batch in sharding.ahead(batches))
+            yield from ((phase, batch) for batch in sharding.ahead(batches, most=1))
 
 
 def _check_finite(state: State, phases: list[Phase], checkpoints: Checkpoints) -> None:

@@ -93,7 +93,7 @@ def prepare_workdir(
 def claimed(file: Path) -> Iterator[bool]:
     """Gives whether this run may work at what the file stands for; the main process locks it."""
     with locked(file) if distributed.is_main() else contextlib.nullcontext(True) as mine:
-        yield distributed.agree([mine])[0]
+        yield distributed.from_main(mine)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> d
     one.update({**point, "seed": seed})
     if (workdir / "config.json").exists():
         check_same(workdir, one.to_dict(), finetune.MAY_CHANGE_OF_TABLES, whole=False)
-    if not distributed.agree([path.exists()])[0]:
+    if not distributed.from_main(path.exists()):
         # What a run says about itself is in its folder.
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):

@@ -22,7 +22,7 @@ from tiny_corpus import make_schedule, make_trainer, small_config
 
 from bert_jax import main, train
 from bert_jax.checkpoint import Checkpoints
-from bert_jax.errors import Stopped, UserError
+from bert_jax.errors import RESTART_CODE, Restart, Stopped, UserError, outcome
 from bert_jax.metrics import MetricsLog
 from bert_jax.workdir import alone_in
 
@@ -221,6 +221,69 @@ def test_an_error_of_the_system_is_one_line(code):
     assert found.stderr.count("\n") == 1
 
 
+def chained(message: str, cause: Exception) -> UserError:
+    """As `raise UserError(message) from cause`."""
+    error = UserError(message)
+    error.__cause__ = cause
+    return error
+
+
+def of_jax(message: str) -> Exception:
+    return jax.errors.JaxRuntimeError(message)
+
+
+PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EAGAIN]
+LASTING = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOENT]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        *((OSError(n, os.strerror(n), "runs/a"), RESTART_CODE) for n in PASSING),
+        *((OSError(n, os.strerror(n), "runs/a"), 2) for n in LASTING),
+        *((chained("not read", OSError(n, "")), RESTART_CODE) for n in PASSING),
+        *((chained("not read", OSError(n, "")), 2) for n in LASTING),
+        (chained("not saved", ValueError(f"x [os_error_code='{errno.EIO}']")), RESTART_CODE),
+        (chained("not saved", ValueError(f"x [os_error_code='{errno.ENOSPC}']")), 2),
+        (chained("not saved", chained("x", TimeoutError("barrier"))), RESTART_CODE),
+        (UserError("no connection: heartbeat unavailable, gloo, deadline_exceeded"), 2),
+        (chained("no connection", ValueError("coordination")), 2),
+        (Restart("gone"), RESTART_CODE),
+        (of_jax("UNAVAILABLE: failed to connect"), RESTART_CODE),
+        (of_jax("INTERNAL: of a task: DEADLINE_EXCEEDED: barrier"), RESTART_CODE),
+        (of_jax("UNKNOWN: Gloo all-reduce failed: peer"), RESTART_CODE),
+        (RuntimeError("a connection of ours"), 1),
+        (of_jax("INVALID_ARGUMENT: connection"), 1),
+        (of_jax("RESOURCE_EXHAUSTED: 1 byte"), 2),
+        (of_jax("INTERNAL: Error dispatching: Out of memory allocating 1 byte"), 2),
+        (MemoryError("Unable to allocate 1 TiB"), 2),
+        (RuntimeError("std::bad_alloc"), 2),
+        (KeyError("a fault of ours"), 1),
+    ],
+    ids=repr,
+)
+def test_what_an_error_means_for_those_who_start_the_run(error, code, monkeypatch):
+    """Its number, type and status decide, not words; one line, unless it is ours."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    message, found = outcome(error)
+    assert found == code, message
+    assert ("\n" not in message and message.startswith("error: ")) == (code != 1)
+
+
+def test_a_fault_of_ours_ends_the_process_at_once_with_its_traceback():
+    program = (
+        "import threading, time, jax; from bert_jax import errors\n"
+        "def main():\n"
+        "    threading.Thread(target=time.sleep, args=[300]).start()\n"
+        "    {}['name']\n"
+        "errors.run(main)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
+    )
+    assert found.returncode == 1 and found.stderr.endswith("KeyError: 'name'\n"), found.stderr
+
+
 def test_too_little_memory_of_a_device_is_one_line():
     program = (
         "import jax.numpy as jnp; from bert_jax import errors\n"
@@ -230,7 +293,7 @@ def test_too_little_memory_of_a_device_is_one_line():
     found = run_program(program)
     assert found.returncode == 2, found.stderr
     message = found.stderr.splitlines()[-1]
-    assert message.startswith("error: the device has too little memory (RESOURCE_EXHAUSTED")
+    assert message.startswith("error: there is too little memory (RESOURCE_EXHAUSTED")
     assert "lower batch_size" in message and "Traceback" not in found.stderr
 
 

@@ -5,14 +5,17 @@ Activations are made larger than any parameter, so a collective that moves them 
 
 import collections
 import math
+from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
 from tiny_corpus import make_trainer, small_config
 
-from bert_jax import sharding
+from bert_jax import sharding, train
 from bert_jax.errors import UserError
+from bert_jax.objectives.base import Mean
 from bert_jax.program import read_program
 
 ROWS, LENGTH, WIDTH, LAYERS = 64, 32, 32, 2
@@ -136,3 +139,57 @@ def test_the_next_item_is_asked_for_before_one_is_used():
         events.append(f"use {item}")
     assert events == ["ask 0", "ask 1", "use 0", "ask 2", "use 1", "use 2"]
     assert list(sharding.ahead([])) == []
+
+
+class Computation:
+    """Stands in for an array that a device computes: counts those that are not finished."""
+
+    unfinished: ClassVar[set[int]] = set()
+
+    def __init__(self, number: int):
+        self.number = number
+        self.unfinished.add(number)
+
+    def block_until_ready(self) -> "Computation":
+        self.unfinished.discard(self.number)
+        return self
+
+
+@pytest.fixture(params=[(1, 2), (2, 1)], ids=["one process", "two"])
+def most(request, monkeypatch) -> int:
+    """In flight of those that do not depend on one another: one, where gloo could mix them up."""
+    processes, most = request.param
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    return most
+
+
+def test_no_more_than_a_few_computations_are_in_flight(most):
+    started = []
+
+    def start():
+        for number in range(20):
+            started.append(Computation(number))
+            assert len(Computation.unfinished) <= most
+            yield number, started[-1]
+
+    for number, (index, one) in enumerate(sharding.ahead(start())):
+        assert (index, one.number) == (number, number) and number not in Computation.unfinished
+        assert len(started) == min(number + most, 20)
+    assert number == 19 and not Computation.unfinished
+
+
+def test_an_evaluation_starts_a_computation_a_batch_and_has_few_in_flight(most, monkeypatch):
+    """To add means up on the devices would be many more, none of them waited for."""
+
+    def done(leaf):
+        mean = Mean(np.float32(1), np.float32(2))
+        return mean if isinstance(leaf, Computation) else leaf
+
+    def evaluate(_, number):
+        assert len(Computation.unfinished) < most
+        return {"loss": Computation(number)}
+
+    trainer = SimpleNamespace(evaluate_batch=evaluate, put=lambda batch, _: batch)
+    phase = SimpleNamespace(evaluation=lambda: range(20), batch_size=1)
+    monkeypatch.setattr(jax, "device_get", lambda tree: jax.tree.map(done, tree))
+    assert train.held_out_means(trainer, None, phase) == {"loss": 0.5}

@@ -141,7 +141,7 @@ def read_lines(path: Path) -> Iterator[str]:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     with file:
         for number, data in enumerate(file, 1):
             try:
