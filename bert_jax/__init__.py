@@ -2,8 +2,8 @@
 
 Map of the package, from the top down (imports go downwards only):
   main, prepare      entries: pre-train; raw text -> tokenised corpus with its vocabulary
-  finetune, score    entries: fine-tune (from what: `finetune_start`), evaluate, predict; the official
-                     metrics of a prediction file
+  finetune, score    entries: fine-tune (from what: `finetune_start`), evaluate, predict; the
+                     official metrics of a prediction file
   features, convert  entries: frozen activations; weights in and out
   plan               entry: what a config costs on a TPU slice, by its compiler (`tpu`, `program`)
   reproduce          entry: a table or figure of the paper, a row of `paper`; grids are in `grid`

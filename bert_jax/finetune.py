@@ -20,13 +20,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import distributed, errors, inference, memory, optim, sharding, tasks, train, weights
+from bert_jax import (
+    distributed,
+    errors,
+    inference,
+    memory,
+    optim,
+    schemas,
+    sharding,
+    tasks,
+    train,
+    weights,
+)
 from bert_jax.checkpoint import has_checkpoint, load_params
 from bert_jax.command_line import CONFIG, WORKDIR, given
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.files import read_json
+from bert_jax.files import read_checked, read_text
 from bert_jax.finetune_start import initial_params, open_initial
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
@@ -110,7 +121,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     )
     if (workdir / "results.json").exists():
         _say_finished(workdir)
-        return read_json(workdir / "results.json")
+        return read_checked(workdir / "results.json", schemas.Results)
     keep_programs(workdir / "compiled")
     predict = trainer.jit(objective.predict)
 
@@ -166,7 +177,7 @@ def _featurise(
 
 def _say_finished(workdir: Path) -> None:
     if distributed.is_main():
-        print((workdir / "report.md").read_text(encoding="utf-8"))
+        print(read_text(workdir / "report.md"))
         print(
             f"{workdir} is finished: nothing left to train; its scores are of the data given "
             "then (mode=eval scores other data)"
@@ -206,7 +217,7 @@ def _write(workdir: Path, folder: Path, *what: Any) -> dict[str, Any]:
     if distributed.is_main():
         write_results(workdir, folder, *what)
     distributed.wait_for_all("the results are written")
-    return read_json(folder / "results.json")
+    return read_checked(folder / "results.json", schemas.Results)
 
 
 def build_task(config: Any) -> Task:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from bert_jax import distributed
+from bert_jax import distributed, schemas
 from bert_jax.files import json_line, read_json_lines, write_json_lines
 
 _FILE = "goodput.jsonl"
@@ -63,7 +63,7 @@ class Ledger:
     def open(self, workdir: Path, step: int) -> None:
         """Says where the lines go, and from which step this start goes on."""
         self._path = workdir / _FILE
-        lines = read_json_lines(self._path)
+        lines = read_json_lines(self._path, schemas.GoodputLine)
         number = 1 + max((line["start"] for line in lines), default=-1)
         self._line = {"start": number, "began": self._began, "from_step": step}
         if distributed.is_main():  # without a line that was cut off
@@ -86,7 +86,8 @@ def shares(workdir: Path) -> dict[str, float]:
     `lost_to_restarts` are the steps that a later start did again, that start's own beginning, and
     the time when nothing ran, with what a killed start did after its last line.
     """
-    starts = list({line["start"]: line for line in read_json_lines(workdir / _FILE)}.values())
+    lines = read_json_lines(workdir / _FILE, schemas.GoodputLine)
+    starts = list({line["start"]: line for line in lines}.values())
     spent: dict[str, float] = {}
     lost, end = 0.0, None
     for line, following in zip(starts, [*starts[1:], None], strict=True):

@@ -1,6 +1,7 @@
 """Hugging Face folders of BERT: config.json, model.safetensors and the tokenizer, in and out."""
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import safetensors.numpy
 import tokenizers
 from tokenizers import processors
 
+from bert_jax import schemas
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import read_json, write_json, write_whole
+from bert_jax.files import library_errors, open_regular, read_checked, write_json, write_whole
 from bert_jax.hugging_face_task import read_task, task_config
 from bert_jax.published import CLASSIFIER, PARTS, RATES, SIZES, TIED, layout, model_section
-from bert_jax.weights import HUB, Pretrained, new_folder, some
+from bert_jax.weights import HUB, Pretrained, check_params, new_folder, some
 
 # Their classes, and which parts ours must have besides the encoder; the first that fits is written.
 _ARCHITECTURES = [
@@ -43,7 +45,7 @@ def read(folder: str | Path) -> Pretrained:
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no Hugging Face model: it has no config.json ({HUB})")
-    config = read_json(folder / "config.json")
+    config = read_checked(folder / "config.json", schemas.BertConfig)
     _check_kind(config, folder)
     theirs = dict(_arrays(folder, config))
     if (folder / "added_tokens.json").exists() and not (folder / "tokenizer.json").exists():
@@ -52,7 +54,7 @@ def read(folder: str | Path) -> Pretrained:
             "save the tokenizer again with a newer transformers"
         )
     path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
+    settings = read_checked(path, schemas.TokenizerConfig) if path.exists() else {}
     if not (folder / "tokenizer.json").exists():
         _check_tokenizer({**config, **settings}, folder)
     tokenizer = load_tokenizer(folder)
@@ -133,7 +135,9 @@ def assemble(
     if unused:
         notes.append(f"not used: {', '.join(unused)}")
     task, told = read_task(config, parts, where)
-    return Pretrained(model, params, tokenizer, task, (*notes, *told))
+    made = Pretrained(model, params, tokenizer, task, (*notes, *told))
+    check_params(made, where)
+    return made
 
 
 def disassemble(
@@ -250,12 +254,14 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
 def _check_numbers(config: Mapping[str, Any], where: Path) -> None:
     """Raises UserError, naming `where`: a size or rate of a BERT config is no number."""
     sizes, rates = ([n for n in names if n in config] for names in ((*SIZES, "vocab_size"), RATES))
-    wrong = [n for n in sizes if not isinstance(config[n], int) or config[n] < 1]
-    wrong += [n for n in rates if not isinstance(config[n], int | float)]
+    wrong = [n for n in sizes if type(config[n]) is not int or not 1 <= config[n] < 2**31]
+    wrong += [n for n in rates if type(config[n]) not in (int, float) or not 0 <= config[n] < 1e6]
+    wrong += [n for n in rates if n.endswith("prob") and n not in wrong and config[n] >= 1]
     if wrong:
-        text = ", ".join(f"{name}={config[name]!r}" for name in wrong)
+        text = ", ".join(f"{name}={reprlib.repr(config[name])}" for name in wrong)
         raise UserError(
-            f"{where}: the config has {text}; sizes must be whole numbers above 0, rates numbers"
+            f"{where}: the config has {text}; sizes must be whole numbers above 0, rates numbers "
+            "(of dropout below 1)"
         )
 
 
@@ -284,13 +290,7 @@ def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.n
     if (folder / "model.safetensors").exists():
         files = ["model.safetensors"]
     elif index.exists():
-        named = read_json(index).get("weight_map")
-        if not isinstance(named, dict) or not all(isinstance(f, str) for f in named.values()):
-            raise UserError(
-                f"{index} has no weight_map, which names the file of each array; get the folder "
-                "again"
-            )
-        files = sorted(set(named.values()))
+        files = sorted(set(read_checked(index, schemas.ShardIndex)["weight_map"].values()))
     else:
         others = [
             p.name for s in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack") for p in folder.glob(s)
@@ -306,12 +306,13 @@ def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.n
             f"'{folder}')\""
         )
     for file in files:
-        try:
-            with safetensors.safe_open(folder / file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-                    yield name, opened.get_tensor(name)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{folder / file} cannot be read: {error}") from error
+        open_regular(folder / file).close()
+        with (
+            library_errors(folder / file),
+            safetensors.safe_open(folder / file, framework="numpy") as opened,
+        ):
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                yield name, opened.get_tensor(name)
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:

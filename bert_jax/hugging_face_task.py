@@ -7,7 +7,7 @@ transformers knows names of classes and kinds of labels. The rest of a task (the
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from bert_jax import tasks
 from bert_jax.errors import UserError
@@ -94,29 +94,13 @@ def _row(given: Any, where: Path) -> dict[str, Any]:
     Raises: UserError, naming `where`: it is none.
     """
     try:
-        row: Any = tasks.from_dict(given if isinstance(given, dict) else {})
-        for field in dataclasses.fields(row):
-            value = getattr(row, field.name)
-            if not _is(value, field.type):
-                raise UserError(f"{field.name}={value!r:.80}")
+        return tasks.to_dict(tasks.from_dict(given if isinstance(given, dict) else {}, _OURS))
     except UserError as error:
-        reason = repr(error.__cause__) if error.__cause__ else error
+        reason = str(error).removeprefix(f"{_OURS}: ")
         raise UserError(
             f"{where}: {_OURS} in the config is no task ({reason}); remove it, and the model is "
             "read as one from elsewhere"
         ) from error
-    return tasks.to_dict(row)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type of a row's field: a plain one, or tuples of them."""
-    inner = get_args(kind)
-    if not inner:
-        return isinstance(value, int | float if kind is float else kind)
-    if not isinstance(value, tuple):
-        return False
-    kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-    return len(value) == len(kinds) and all(map(_is, value, kinds))
 
 
 def _same_head(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from bert_jax.data.instances import Batch, Instances
 from bert_jax.data.loader import eval_batches, logged, train_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import write_whole
+from bert_jax.files import read_json, read_text, write_whole
 from bert_jax.models import kernels
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
@@ -74,7 +74,7 @@ def pretrain(config: Any, workdir: Path) -> None:
     _prepare(config, corpus, workdir)
     if is_finished(workdir, config.steps):
         if distributed.is_main():
-            print((workdir / "report.md").read_text(encoding="utf-8"))
+            print(read_text(workdir / "report.md"))
             print(f"{workdir} is finished: nothing left to train")
         return
     keep_programs(workdir / "compiled")
@@ -217,8 +217,10 @@ def check_corpus(workdir: Path, corpus: Path) -> None:
 
     Raises: UserError: it is on another.
     """
-    ours, theirs = (folder / "corpus.json" for folder in (workdir, corpus))
-    if ours.read_bytes() != theirs.read_bytes():
+    ours, theirs = (read_json(folder / "corpus.json") for folder in (workdir, corpus))
+    for one, other in ((ours, theirs), (theirs, ours)):  # those of before have no digests
+        one.setdefault("digests", other.get("digests"))
+    if ours != theirs:
         raise UserError(f"{workdir} holds a run on another corpus than {corpus}")
 
 

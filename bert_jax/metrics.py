@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from bert_jax import distributed
+from bert_jax import distributed, schemas
 from bert_jax.errors import UserError
 from bert_jax.files import json_line, read_json_lines, write_json_lines
 from bert_jax.objectives.base import Mean
@@ -103,7 +103,7 @@ class MetricsLog:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
-    return read_json_lines(workdir / "metrics.jsonl")
+    return read_json_lines(workdir / "metrics.jsonl", schemas.MetricsLine)
 
 
 def last_evaluation(workdir: Path) -> dict[str, float]:

@@ -145,7 +145,9 @@ def model_section(config: Mapping[str, Any], where: Path) -> tuple[dict[str, Any
         "activation": ACTIVATIONS[config["hidden_act"]],
         **_DEFAULT_RATES,
         **{ours: config[theirs] for theirs, ours in RATES.items() if theirs in config},
+        "causal": False,
         "scan_layers": False,
         "remat": False,
+        "kernels": False,
     }
     return model, encoder_config(model, config["vocab_size"], "float32")

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import goodput, inference
+from bert_jax import goodput, inference, schemas
 from bert_jax.data.corpus import Corpus, Split
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.files import read_json, write_json, write_whole
+from bert_jax.files import read_checked, write_json, write_whole
 from bert_jax.metrics import read_metrics
 from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.mlm import MaskedLM
@@ -52,7 +52,9 @@ def write_report(
 def is_finished(workdir: Path, steps: int) -> bool:
     """Whether the run was trained to `steps` and reported."""
     files = [workdir / name for name in ("report.json", "report.md")]
-    return all(file.exists() for file in files) and read_json(files[0]).get("steps") == steps
+    if not all(file.exists() for file in files):
+        return False
+    return read_checked(files[0], schemas.Report)["steps"] == steps
 
 
 def baselines(

@@ -25,13 +25,13 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from bert_jax import distributed, errors, finetune, memory, plan, tpu, weights
+from bert_jax import distributed, errors, finetune, memory, plan, schemas, tpu, weights
 from bert_jax import main as pretraining
 from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, given
 from bert_jax.config import check_ranges, choose
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
-from bert_jax.files import read_json
+from bert_jax.files import read_checked
 from bert_jax.grid import GRIDS, check_grid, name_of, settings
 from bert_jax.paper import (
     FROM_CHECKPOINT,
@@ -336,7 +336,7 @@ def perplexities(config: Any, table: Table, out: Path) -> dict[str, float]:
         return {}
     found = {}
     for row in table.rows:
-        report = read_json(out / "pretraining" / row.pretraining / "report.json")
+        report = read_checked(out / "pretraining" / row.pretraining / "report.json", schemas.Report)
         found[row.pretraining] = report["held_out"]["mlm_perplexity"]
     return found
 

@@ -1,7 +1,6 @@
 """The table of a reproduction: means and spreads beside the paper's figures, and plots."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from bert_jax import figures
-from bert_jax.files import write_json, write_whole
+from bert_jax import figures, schemas
+from bert_jax.files import read_checked, write_json, write_whole
 from bert_jax.paper import Column, Row, Table
 
 SIGNIFICANT = 0.05  # a difference less likely than this by chance counts as one
@@ -34,7 +33,7 @@ class Result:
 
     def read(self) -> dict[str, Any]:
         """What `finetune` wrote."""
-        return json.loads(self.path.read_text(encoding="utf-8"))
+        return read_checked(self.path, schemas.Results)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ def main() -> None:
     if not (_TASK.value and _GOLD.value and _PREDICTIONS.value):
         raise errors.UserError("--task=NAME, --gold=FILE and --predictions=FILE are needed")
     if _TASK.value.endswith(".json"):
-        task = tasks.from_dict(read_json(Path(_TASK.value)))
+        task = tasks.from_dict(read_json(Path(_TASK.value)), _TASK.value)
     else:
         task = tasks.get_task(_TASK.value)
     examples = task.read(Source(files={"dev": _GOLD.value}), "dev")

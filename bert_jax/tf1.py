@@ -13,9 +13,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from bert_jax import schemas
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import read_json, write_json, write_whole
+from bert_jax.files import open_regular, read_bytes, read_checked, write_json, write_whole
 from bert_jax.hugging_face import assemble, check_case, disassemble
 from bert_jax.weights import Pretrained, new_folder, some
 
@@ -53,7 +54,7 @@ def read(folder: str | Path) -> Pretrained:
     if len(indices) != 1:
         found = ", ".join(path.name for path in indices) or "none"
         raise UserError(f"{folder} must hold one checkpoint (NAME.ckpt.index), it has: {found}")
-    config = read_json(folder / "bert_config.json")
+    config = read_checked(folder / "bert_config.json", schemas.BertConfig)
     tokenizer = load_tokenizer(folder / "vocab.txt")
     named = re.search(r"(?:^|[_-])(un)?cased(?:[_-]|$)", folder.resolve().name)
     check_case(tokenizer, folder, {"the folder's name": named[1] == "un"} if named else {})
@@ -156,17 +157,15 @@ def read_bundle(index: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndar
     Raises: UserError: a file is missing, cut off, damaged, or of a kind that is not supported.
     """
     try:
-        entries = dict(_table(index.read_bytes()))
+        entries = dict(_table(read_bytes(index)))
         shards = _message(entries.pop(b"")).get(1, [1])[0]
         arrays = {}
         for key, value in entries.items():
             if wanted(name := key.decode()):
                 arrays[name] = _variable(name, _message(value), index, shards)
         return arrays
-    except (ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{index} is damaged, or no TF1 checkpoint: {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {index} refers to it") from error
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{index} is damaged, or no TF1 checkpoint: {error!r:.200}") from error
 
 
 def _variable(name: str, entry: dict, index: Path, shards: int) -> np.ndarray:
@@ -177,7 +176,9 @@ def _variable(name: str, entry: dict, index: Path, shards: int) -> np.ndarray:
         raise UserError(f"{index}: {name} {what}, which is not supported")
     dims = [_message(dim).get(1, [0])[0] for dim in _message(entry.get(2, [b""])[0]).get(2, [])]
     path = index.with_name(f"{index.stem}.data-{shard:05d}-of-{shards:05d}")
-    with path.open("rb") as file:
+    if not path.exists():
+        raise UserError(f"{path} is missing: {index} refers to it")
+    with open_regular(path) as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) != size:

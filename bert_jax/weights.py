@@ -10,14 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 import tokenizers
+from flax.traverse_util import unflatten_dict
 
-from bert_jax import run_format
+from bert_jax import run_format, schemas, tasks
 from bert_jax.checkpoint import Checkpoints, check_fit, load_params
 from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import folder_written_whole, read_json, write_json
+from bert_jax.files import check, folder_written_whole, read_json, read_text, write_json
 from bert_jax.models.body import Body
+from bert_jax.published import layout
 
 _TUNING = ("features", "bilstm", "bilstm_width", "max_length")
 
@@ -74,16 +76,47 @@ def open_model(path: str | Path) -> Pretrained:
             f"{path} is not a model: it has neither the config.json of a run or of Hugging Face "
             f"nor the bert_config.json of a TF1 release ({HUB})"
         )
-    config = read_json(path / "config.json")
+    file = path / "config.json"
+    config = read_json(file)
     if "model" not in config:
         return hugging_face.read(path)
-    config = run_format.filled(config, path / "config.json")
-    task = read_json(path / "task.json") if (path / "task.json").exists() else None
+    config = run_format.filled(config, file)
+    check(config["model"], schemas.ModelSection, f"{file}: model")
+    check(config, schemas.Tuning, str(file))
+    task, row = None, path / "task.json"
+    if row.exists():
+        task = tasks.to_dict(tasks.from_dict(read_json(row), str(row)))
     # On the host: arrays of one device cannot be put on a mesh that other processes share.
     params = jax.tree.map(np.asarray, load_params(path, step=step, best=task is not None))
     tuning = {name: config[name] for name in _TUNING if task is not None and name in config}
     tokenizer = load_tokenizer(path / "tokenizer")
-    return Pretrained(config["model"], params, tokenizer, task, tuning=tuning)
+    model = Pretrained(config["model"], params, tokenizer, task, tuning=tuning)
+    check_params(model, path)
+    return model
+
+
+def check_params(model: Pretrained, where: Path) -> None:
+    """Checks the parameters of a model that was read: their shapes, and that all are numbers.
+
+    Raises: UserError, naming `where` and the array: one is not as config.json and task.json say, or
+      holds NaN or infinities.
+    """
+    body = model.body("float32")
+    known: dict[str, int] = {}
+    if not body.features and not body.bilstm:  # else heads are of other widths
+        parts = {"pooler": 0, "mlm_head": 0, "nsp_head": 2}
+        known = {part: classes for part, classes in parts.items() if part in model.params}
+        if model.task is not None:
+            known |= tasks.heads(tasks.from_dict(model.task))
+    shapes = {name: array.shape for name, array in layout(body.encoder, known).items()}
+    wanted = unflatten_dict(
+        {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}, sep="/"
+    )
+    check_fit({part: model.params.get(part, {}) for part in wanted}, wanted, where)
+    for path, leaf in jax.tree.leaves_with_path(model.params):
+        if not np.isfinite(np.sum(leaf)) and not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{where}: {name} holds NaN or infinities: the model is of no use")
 
 
 def save_model(folder: str | Path, pretrained: Pretrained) -> None:
@@ -145,10 +178,7 @@ def read_tokens(path: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"the file of new tokens {path} does not exist")
     tokens: dict[str, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}") from error
+    lines = read_text(path).split("\n")
     for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         token = line.strip()
         if not token or re.search(r"\s", token):

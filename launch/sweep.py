@@ -24,9 +24,9 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from bert_jax import distributed, errors, figures, finetune, memory, tasks
+from bert_jax import distributed, errors, figures, finetune, memory, schemas, tasks
 from bert_jax.command_line import CONFIG, WORKDIR, given
-from bert_jax.files import read_json, write_json, write_whole
+from bert_jax.files import read_checked, write_json, write_whole
 from bert_jax.grid import GRIDS, check_grid, name_of, settings
 from bert_jax.workdir import check_same, keep_programs
 from configs.finetune import get_config
@@ -94,7 +94,7 @@ def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> d
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             finetune.finetune(one, workdir)
-    result = read_json(path)
+    result = read_checked(path, schemas.Results)
     return {
         "point": name_of(point),
         "seed": seed,

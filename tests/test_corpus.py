@@ -1,14 +1,18 @@
 """The corpus on disk: what is written comes back by any range, from any process or thread."""
 
 import concurrent.futures
+import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bert_jax.data import corpus as corpus_module
 from bert_jax.data.corpus import open_corpus, shard_path
 from bert_jax.data.corpus_writer import RECORD_TOKENS, UnitWriter, assemble
 from bert_jax.data.tokenizer import wordpiece_tokenizer
@@ -135,6 +139,90 @@ def test_a_damaged_shard_is_named(written, tmp_path, damage):
     split = open_corpus(tmp_path / "copy").splits["train"]
     with pytest.raises(UserError, match=rf"{shard.name} is damaged .*prepare the corpus again"):
         split.tokens(np.array([0]), np.array([1]))
+
+
+def flipped(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(bytes(data))
+
+
+def test_one_changed_bit_of_any_file_beside_the_shards_is_told(written, tmp_path):
+    copy = shutil.copytree(written[0], tmp_path / "copy")
+    files = [*(copy / "index").glob("*.npy"), copy / "token_counts.npy"]
+    files += [copy / "dataset_info.json", copy / "features.json"]
+    rng = np.random.default_rng(0)
+    for path in files:
+        size = 8 * path.stat().st_size
+        for bit in [0, size - 1, *rng.integers(size, size=20).tolist()]:
+            flipped(path, bit)
+            with pytest.raises(UserError, match=rf"{path.name} is not as it was when the corpus"):
+                open_corpus(copy)
+            flipped(path, bit)
+    open_corpus(copy)
+
+
+def test_a_corpus_without_digests_opens_and_is_checked_for_sense(written, tmp_path):
+    """Those that were made before there were digests."""
+    copy = shutil.copytree(written[0], tmp_path / "copy")
+    info = json.loads((copy / "corpus.json").read_text())
+    del info["digests"]
+    (copy / "corpus.json").write_text(json.dumps(info))
+    assert len(open_corpus(copy).splits["train"]) == len(open_corpus(written[0]).splits["train"])
+    for name, reason in (
+        ("sentence_lengths", "does not add up to"),
+        ("document_ends", "does not rise up to"),
+        ("record_ends", "does not rise up to"),
+    ):
+        path = copy / "index" / f"train.{name}.npy"
+        data = path.read_bytes()
+        array = np.load(path)
+        for place in (0, len(array) // 2, len(array) - 1):
+            changed = array.copy()
+            changed[place] += 1 << 20
+            np.save(path, changed)
+            with pytest.raises(UserError, match=rf"corpus .* is damaged \(.*{name}.npy {reason}"):
+                open_corpus(copy)
+        np.save(path, array.astype(np.float32))
+        with pytest.raises(UserError, match=rf"{name}.npy holds float32"):
+            open_corpus(copy)
+        path.write_bytes(data[:100])
+        with pytest.raises(UserError, match=rf"{name}.npy cannot be read"):
+            open_corpus(copy)
+        path.write_bytes(data)
+    np.save(copy / "token_counts.npy", np.ones(3, np.int64))
+    with pytest.raises(UserError, match=r"token_counts\.npy is not of the vocabulary"):
+        _ = open_corpus(copy).token_counts
+
+
+def test_a_shard_in_the_place_of_another_is_told(written, tmp_path):
+    copy = shutil.copytree(written[0], tmp_path / "copy")
+    first, second = sorted(copy.glob("corpus-train.array_record-*"))[:2]
+    first.replace(tmp_path / "first")
+    shutil.copy(second, first)
+    split = open_corpus(copy).splits["train"]
+    with pytest.raises(
+        UserError, match=rf"{first.name} is damaged .*(of the index|records, where)"
+    ):
+        split.tokens(np.array([0]), np.array([1]))
+    first.unlink()
+    os.mkfifo(first)
+    with pytest.raises(UserError, match=rf"{first.name} is not a file"):
+        open_corpus(copy)
+
+
+def test_a_digest_of_several_pieces_depends_on_each_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_PIECE", 1000)
+    path = tmp_path / "a.npy"
+    path.write_bytes(bytes(4500))
+    whole = corpus_module.digest(path)
+    for bit in (0, 8 * 2500, 8 * 4500 - 1):
+        flipped(path, bit)
+        assert corpus_module.digest(path) != whole
+        flipped(path, bit)
+    assert corpus_module.digest(path) == whole
+    path.write_bytes(b"abc")
+    assert corpus_module.digest(path) == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_what_is_not_a_corpus(written, tmp_path):

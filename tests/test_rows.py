@@ -214,7 +214,7 @@ def test_half_a_surrogate_pair_is_told(tmp_path):
     path.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "\\ud83d"}\n')
     rows = read_rows(path)
     assert next(rows)[1] == {"text": "😀"}
-    with pytest.raises(UserError, match=r"t\.jsonl:2: a text holds half a surrogate pair"):
+    with pytest.raises(UserError, match=r"t\.jsonl:2: .* holds half a surrogate pair"):
         next(rows)
 
 

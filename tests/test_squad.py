@@ -98,7 +98,7 @@ def test_what_training_cannot_use_is_left_out_and_counted(tmp_path, capsys):
         ({"data": [article({"id": "a"})]}, "qas[0] lacks 'question' (a text)"),
         ({"data": [article({"id": "a", "question": "q"})]}, "qas[0] lacks 'answers' (a list)"),
         ({"data": [article(node("a", "Seoul", "0"))]}, "lacks 'answer_start' (a whole number)"),
-        ({"data": [article(node("a", "\ud800", 0))]}, "'text' holds half a surrogate pair"),
+        ({"data": [article(node("a", "\ud800", 0))]}, "[0].text holds half a surrogate pair"),
         ({"data": [article(node("a", "Seoul", 0), node("a", "is", 6))]},
          "question a of 'Seoul' comes twice; give each question an id of its own"),
         ({"data": [article(node("a", None, 0))]}, "question a of 'Seoul' has no answers"),

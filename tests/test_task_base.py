@@ -1,5 +1,7 @@
 """Of tasks of every family: pairs as sequences, cut as released, and a dev split held out."""
 
+import math
+
 import numpy as np
 import pytest
 from text_tasks import TOKENIZER, WORDS
@@ -65,7 +67,32 @@ def test_same_first_texts_stay_on_one_side():
         hold_out(examples[:3], 0.2)
 
 
-@pytest.mark.parametrize("values", [{"seed": 0}, {"family": "choice", "poetry": 1}])
-def test_what_is_no_row_of_a_task_is_told(values):
-    with pytest.raises(UserError, match=r"not the task\.json of a fine-tuned model"):
-        tasks.from_dict(values)
+SOUND = {"family": "classification", "name": "custom", "files": [["train", "a.tsv"]], "texts": []}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"seed": 0}, "family: one of classification, .* is expected, not None"),
+        ({"family": ["choice"]}, r"family: one of .* not \['choice'\]"),
+        ({"family": "choice", "poetry": 1}, "'poetry' is unknown to this version; .* newer"),
+        ({"family": "tagging"}, "the field 'name' is missing"),
+        ({**SOUND, "labels": 1.5}, "labels: a list is expected, a number is there"),
+        (
+            {**SOUND, "labels": ["a", 1]},
+            r"labels\[1\]: a text is expected, a whole number is there",
+        ),
+        ({**SOUND, "labels": ["a", "a"]}, "labels: two of the same name: a, a"),
+        ({**SOUND, "metrics": ["acuracy"]}, "metrics: acuracy; known: accuracy, "),
+        ({**SOUND, "metrics": []}, "metrics: ; known"),
+        ({**SOUND, "kind": "singel"}, "kind='singel' is unknown; known: single, "),
+        ({**SOUND, "threshold": "0"}, "threshold: a number is expected, a text is there"),
+        ({**SOUND, "threshold": math.nan}, "threshold=nan is no number"),
+        ({"family": "answering", "scorer": "squat"}, "scorer='squat' is unknown; known: squad, "),
+        ({"family": "answering", "n_best": 0}, "n_best=0 must be at least 1"),
+        ({"family": "choice", "name": "x", "labels": ["a", "b"]}, "4 endings and 2 labels"),
+    ],
+)
+def test_what_is_no_row_of_a_task_is_told(values, reason):
+    with pytest.raises(UserError, match=rf"^RUN/task\.json: (the field )?{reason}"):
+        tasks.from_dict(values, "RUN/task.json")

@@ -287,7 +287,7 @@ def test_unusable_vocabularies(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(tmp_path / "bad.model")
     (tmp_path / "bad.txt").write_bytes(b"[PAD]\n\xff\n")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="not UTF-8"):
         load_tokenizer(tmp_path / "bad.txt")
 
 

@@ -208,7 +208,7 @@ def test_a_vocabulary_with_a_token_twice_takes_no_new_ones():
         ("one\ntwo words\n", r"tokens.txt:2: 'two words' has a space inside"),
         ("one\ntwo\none\n", r"tokens.txt:3: 'one' is in line 1 already"),
         ("", "has no tokens"),
-        (b"\xff\xfe", "is not UTF-8"),
+        (b"\xff\xfe", "not UTF-8"),
     ],
 )
 def test_files_of_tokens_are_checked(text, message, tmp_path):

@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from bert_jax import schemas
 from bert_jax.data import pydocs, tfds_source, units
 from bert_jax.data.beam import Beam
 from bert_jax.data.corpus import FORMAT, PARTIAL, Corpus, open_corpus
@@ -28,7 +29,7 @@ from bert_jax.data.text import SOURCES
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
 from bert_jax.errors import UserError
-from bert_jax.files import UNFINISHED, written_whole
+from bert_jax.files import UNFINISHED, read_checked, written_whole
 from bert_jax.locks import locked
 
 _LIBRARIES = ("tokenizers", "sentencepiece", "array-record", "numpy", "protobuf")
@@ -202,7 +203,7 @@ class _Run:
         mine = {**self.identity, "versions": self.versions, "format": FORMAT}
         path = self.partial / "plan.json"
         if path.exists():
-            differing = _differences(units.read_json(path), mine)
+            differing = _differences(read_checked(path, schemas.Plan), mine)
             if not differing:
                 self._say("going on with what an earlier run finished")
                 return
@@ -237,7 +238,7 @@ class _Run:
         size = sum(path.stat().st_size for path in files)
         tasks = [(units.extract_unit, *task) for task in zip(groups, outputs, strict=True)]
         self._pool("reading docstrings", tasks, size)
-        documents = (document for output in outputs for document in units.read_json(output))
+        documents = (document for output in outputs for document in units.read_documents(output))
         with written_whole(target) as made, open(made, "w", encoding="utf-8", newline="\n") as file:
             for document in pydocs.unique_documents(documents):
                 file.write("\n".join(document) + "\n\n")

@@ -9,25 +9,33 @@
         index/SPLIT.document_ends.npy     int64 [documents], sentence where each one ends
         index/SPLIT.record_ends.npy       int64 [records], sentence where each one ends
 
+corpus.json has a digest of every file but the shards, which have checksums of their own and whose
+records are compared with the index when they are read: so nothing that was changed is taken.
+
 A record holds consecutive whole sentences of one document, about 2,048 tokens at most, so any
 random read is small. Ends are exclusive. `corpus_writer.py` is the write side.
 """
 
+import contextlib
 import functools
 import hashlib
-import json
+import mmap
 import os
+import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from bert_jax import schemas
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.files import check, open_regular, read_bytes, read_json
 
 FORMAT = 1
 SPLITS = ("train", "held_out")
@@ -49,10 +57,8 @@ class Split:
         """Opens the index of split `name`; `shard_records` counts the records of each shard."""
         self._arguments = (folder, name, tuple(shard_records))
         self.name = name
-        for index in INDICES:
-            array = np.load(index_path(folder, name, index), mmap_mode="r")
-            # A plain view of the memory map: slices of np.memmap itself are slow to make.
-            setattr(self, index, array.view(np.ndarray))
+        for index, dtype in INDICES.items():
+            setattr(self, index, load_array(index_path(folder, name, index), dtype))
         self._shard_ends = np.cumsum(shard_records)
         self._readers: dict[tuple[int, int], ArrayRecordReader] = {}
         self._lock = threading.Lock()
@@ -117,14 +123,16 @@ class Split:
             base = int(self._shard_ends[shard - 1]) if shard else 0
             try:
                 records = self._reader(shard).read((group - base).tolist())
-            except RuntimeError as error:
+                for number, record in zip(group.tolist(), records, strict=True):
+                    begin = int(self.record_ends[number - 1]) if number else 0
+                    lengths = self.sentence_lengths[begin : int(self.record_ends[number])]
+                    result[number] = decode_tokens(record, lengths)
+            except (RuntimeError, ValueError, IndexError, message.DecodeError) as error:
                 reason = str(error).strip().split("\n")[0][:200]
                 raise UserError(
                     f"{self._shard_path(shard)} is damaged ({reason}); copy or prepare the corpus "
                     "again"
                 ) from error
-            for number, record in zip(group.tolist(), records, strict=True):
-                result[number] = decode_tokens(record)
         return result
 
     def _reader(self, shard: int) -> ArrayRecordReader:
@@ -135,7 +143,11 @@ class Split:
                 if key not in self._readers:
                     path = str(self._shard_path(shard))
                     # Without read-ahead: it would read 16 MB for every random record.
-                    self._readers[key] = ArrayRecordReader(path, "readahead_buffer_size:0")
+                    reader = ArrayRecordReader(path, "readahead_buffer_size:0")
+                    wanted = self._arguments[2][shard]
+                    if reader.num_records() != wanted:
+                        raise ValueError(f"{reader.num_records()} records, where {wanted} were")
+                    self._readers[key] = reader
                 reader = self._readers[key]
         return reader
 
@@ -169,8 +181,15 @@ class Corpus:
 
     @functools.cached_property
     def token_counts(self) -> Array:
-        """int64 [V]: how often each id occurs in the train split."""
-        return np.load(self.path / "token_counts.npy")
+        """int64 [V]: how often each id occurs in the train split.
+
+        Raises: UserError: the file is damaged, or of another vocabulary.
+        """
+        path = self.path / "token_counts.npy"
+        counts = load_array(path, np.int64)
+        if len(counts) != self.info["vocab_size"] or (counts < 0).any():
+            raise UserError(f"{path} is not of the vocabulary of the corpus; prepare it again")
+        return counts
 
 
 def open_corpus(path: str | os.PathLike) -> Corpus:
@@ -187,34 +206,116 @@ def open_corpus(path: str | os.PathLike) -> Corpus:
         if (path / PARTIAL).exists():
             raise UserError(f"corpus {path} is unfinished; {again}")
         raise UserError(f"{path} is not a corpus (it has no corpus.json)")
-    try:
-        info = json.loads((path / "corpus.json").read_text(encoding="utf-8"))
-        if info.get("format") != FORMAT:
-            raise UserError(
-                f"corpus {path} has format {info.get('format')}, this version reads {FORMAT}; "
-                "prepare it again"
-            )
+    file = path / "corpus.json"
+    with _damage_told(path):
+        info = read_json(file)
+    if info.get("format") != FORMAT:
+        raise UserError(
+            f"{file} has format {info.get('format')!r:.40}, this version reads {FORMAT}; prepare "
+            "it again, or update bert_jax"
+        )
+    with _damage_told(path):
+        check(info, schemas.Corpus, str(file))
+        if changed := differing(path, info.get("digests", {})):
+            raise UserError(f"{changed} is not as it was when the corpus was made")
         corpus = Corpus(path, info)
         for name, split in corpus.splits.items():
-            _check(path, name, split, info["splits"][name])
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"corpus {path} is damaged ({error}); prepare it again") from error
+            if reason := _wrong(path, name, split, info["splits"][name]):
+                raise UserError(reason)
     return corpus
 
 
-def _check(path: Path, name: str, split: Split, counts: dict[str, Any]) -> None:
-    """Raises ValueError or OSError where files and corpus.json don't agree."""
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Says of an error which corpus it is of, and what to do."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"corpus {path} is damaged ({error}); copy or prepare it again") from error
+
+
+def load_array(path: Path, dtype: Any) -> Array:
+    """Maps an array of one axis into memory.
+
+    Raises: UserError: the file is missing, damaged, or holds something else.
+    """
+    open_regular(path).close()
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    if array.dtype != dtype or array.ndim != 1:
+        raise UserError(f"{path} holds {array.dtype}{list(array.shape)}")
+    return array.view(np.ndarray)  # a plain one: slices of np.memmap itself are slow to make
+
+
+def _wrong(path: Path, name: str, split: Split, counts: dict[str, Any]) -> str:
+    """How the files of a split and corpus.json do not agree; "" where they do."""
     arrays = (split.sentence_lengths, split.document_ends, split.record_ends)
     for what, array in zip(("sentences", "documents", "records"), arrays, strict=True):
         if len(array) != counts[what]:
-            raise ValueError(f"{name} has {len(array)} {what} in its index, not {counts[what]}")
+            return f"{name} has {len(array)} {what} in its index, not {counts[what]}"
+    for what, ends in (("document_ends", split.document_ends), ("record_ends", split.record_ends)):
+        rises = len(ends) and ends[0] > 0 and (np.diff(ends) > 0).all()
+        if not rises or ends[-1] != counts["sentences"]:
+            return f"index/{name}.{what}.npy does not rise up to the number of sentences"
+    if sum(counts["shards"]) != counts["records"]:
+        return f"the shards of {name} do not have as many records as it"
+    if split.sentence_lengths.min() < 1 or split.sentence_lengths.sum() != counts["tokens"]:
+        return f"index/{name}.sentence_lengths.npy does not add up to {counts['tokens']} tokens"
     for shard in range(len(counts["shards"])):
-        shard_path(path, name, shard, len(counts["shards"])).stat()
+        file = shard_path(path, name, shard, len(counts["shards"]))
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):
+                return f"{file} is not a file"
+        except OSError as error:
+            return f"{file}: {error.strerror}"
+    return ""
+
+
+_PIECE = 16 << 20  # bytes that one thread hashes at a time
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of one of several pieces of 16 MiB, that of the pieces' own.
+
+    The pieces are hashed beside one another: the index of a large corpus has gigabytes.
+    Raises: UserError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return hashlib.sha256().hexdigest()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+            if size <= _PIECE:
+                return hashlib.sha256(view).hexdigest()
+
+            def one(start: int) -> bytes:
+                with view[start : start + _PIECE] as piece:
+                    return hashlib.sha256(piece).digest()
+
+            with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
+                pieces = b"".join(threads.map(one, range(0, size, _PIECE)))
+            return hashlib.sha256(pieces).hexdigest()
+
+
+def digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """The digest of each file, by its path in the folder."""
+    return {file.relative_to(folder).as_posix(): digest(file) for file in sorted(files)}
+
+
+def differing(folder: Path, wanted: dict[str, str]) -> Path | None:
+    """The first file of a folder that has another digest now, or None.
+
+    Raises: UserError: one is missing.
+    """
+    return next((folder / name for name in wanted if digest(folder / name) != wanted[name]), None)
 
 
 def tokenizer_digest(folder: Path) -> str:
     """SHA-256 of a corpus's tokenizer."""
-    return hashlib.sha256((folder / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(folder / "tokenizer" / "tokenizer.json")).hexdigest()
 
 
 def index_path(folder: Path, split: str, index: str) -> Path:
@@ -237,7 +338,7 @@ def _example_class():
         name="bert_jax/example.proto", package="bert_jax", syntax="proto3"
     )
 
-    def message(name: str, *fields: tuple[str, int, str, bool]):
+    def make(name: str, *fields: tuple[str, int, str, bool]):
         result = file.message_type.add(name=name)
         for field, number, kind, repeated in fields:
             scalar = {"int64": 3, "bytes": 12, "string": 9}.get(kind)
@@ -247,20 +348,20 @@ def _example_class():
             )  # fmt: skip
         return result
 
-    message("BytesList", ("value", 1, "bytes", True))
-    message("Int64List", ("value", 1, "int64", True))
-    feature = message(
+    make("BytesList", ("value", 1, "bytes", True))
+    make("Int64List", ("value", 1, "int64", True))
+    feature = make(
         "Feature", ("bytes_list", 1, "BytesList", False), ("int64_list", 3, "Int64List", False)
     )
     feature.oneof_decl.add(name="kind")
     for field in feature.field:
         field.oneof_index = 0
-    features = message("Features", ("feature", 1, "Features.FeatureEntry", True))
+    features = make("Features", ("feature", 1, "Features.FeatureEntry", True))
     entry = features.nested_type.add(name="FeatureEntry")
     entry.options.map_entry = True
     entry.field.add(name="key", number=1, label=1, type=9)
     entry.field.add(name="value", number=2, label=1, type=11, type_name=".bert_jax.Feature")
-    message("Example", ("features", 1, "Features", False))
+    make("Example", ("features", 1, "Features", False))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("bert_jax.Example"))
@@ -279,7 +380,14 @@ def encode_record(document: int, tokens: Array, sentence_lengths: Array) -> byte
     return example.SerializeToString(deterministic=True)
 
 
-def decode_tokens(record: bytes) -> Array:
-    """The tokens of a record: int32 [tokens], read-only."""
-    feature = _Example.FromString(record).features.feature["tokens"]
-    return np.frombuffer(feature.bytes_list.value[0], "<i4")
+def decode_tokens(record: bytes, sentence_lengths: Array) -> Array:
+    """Decodes a record, whose sentences are as long as the index says.
+
+    Args: sentence_lengths: int32 [sentences] of the record, by the index.
+    Returns: int32 [tokens], read-only.
+    Raises: DecodeError, IndexError or ValueError: it is another record than the index is of.
+    """
+    feature = _Example.FromString(record).features.feature
+    if feature["sentence_lengths"].bytes_list.value[0] != sentence_lengths.tobytes():
+        raise ValueError("its records are not those of the index")
+    return np.frombuffer(feature["tokens"].bytes_list.value[0], "<i4")

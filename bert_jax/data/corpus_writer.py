@@ -16,22 +16,28 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from bert_jax import schemas
 from bert_jax.data.corpus import (
     FORMAT,
     INDICES,
     PARTIAL,
     SPLITS,
+    differing,
+    digests,
     encode_record,
     index_path,
+    load_array,
     shard_path,
     tokenizer_digest,
 )
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.files import folder_written_whole, write_whole, written_whole
+from bert_jax.errors import UserError
+from bert_jax.files import folder_written_whole, read_checked, write_whole, written_whole
 
 RECORD_TOKENS = 2048
 # zstd:1 halves the size (against uncompressed) for 10 us a record read, 40 us a record written.
 _OPTIONS = "group_size:1,zstd:1"
+_DESCRIPTIONS = ("token_counts.npy", "dataset_info.json", "features.json")
 Array = np.ndarray
 
 
@@ -64,7 +70,10 @@ class UnitWriter:
         """Finishes the unit; `notes` are kept in its unit.json for `read_unit`."""
         counts = {name: split.close() for name, split in self._splits.items()}
         np.save(self._temporary / "token_counts.npy", self._token_counts)
-        write_json(self._temporary / "unit.json", {"splits": counts, "notes": notes})
+        made = digests(self._temporary, self._temporary.glob("*.npy"))
+        write_json(
+            self._temporary / "unit.json", {"splits": counts, "notes": notes, "digests": made}
+        )
         self._making.close()
 
 
@@ -107,8 +116,16 @@ class _SplitWriter:
 
 
 def read_unit(folder: Path) -> dict[str, Any]:
-    """`{"splits": {split: counts}, "notes": notes}` of a finished unit."""
-    return json.loads((folder / "unit.json").read_text(encoding="utf-8"))
+    """Reads `{"splits": {split: counts}, "notes": notes}` of a finished unit.
+
+    Raises: UserError: it is damaged.
+    """
+    unit = read_checked(folder / "unit.json", schemas.Unit)
+    if damaged := differing(folder, unit.get("digests", {})):
+        raise UserError(
+            f"{damaged} is damaged; remove {folder}, and the same command makes it again"
+        )
+    return unit
 
 
 def total_counts(units: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -140,26 +157,28 @@ def assemble(
                 os.replace(source, shard_path(out, name, shard, len(present)))
         for index in INDICES:
             _join(index_path(out, name, index), [f / f"{name}.{index}.npy" for f in present], index)
-    counts = sum(np.load(folder / "token_counts.npy") for folder in folders)
+    counts = sum(load_array(folder / "token_counts.npy", np.int64) for folder in folders)
     with written_whole(out / "token_counts.npy") as made, made.open("wb") as file:
         np.save(file, counts)
     _write_tfds(out, splits)
     about_tokenizer = {
         "vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer_digest(out)
     }  # fmt: skip
-    write_json(out / "corpus.json", {"format": FORMAT, "splits": splits, **about_tokenizer, **info})
+    files = [*(out / "index").glob("*.npy"), *(out / name for name in _DESCRIPTIONS)]
+    about = {**about_tokenizer, "digests": digests(out, files)}
+    write_json(out / "corpus.json", {"format": FORMAT, "splits": splits, **about, **info})
     shutil.rmtree(out / PARTIAL, ignore_errors=True)
 
 
 def _join(path: Path, parts: Sequence[Path], index: str) -> None:
     """Joins index arrays; ends are numbered on from the part before."""
-    sizes = [len(np.load(part, mmap_mode="r")) for part in parts]
+    sizes = [len(load_array(part, INDICES[index])) for part in parts]
     shape = (sum(sizes),)
     with written_whole(path) as made:
         joined = np.lib.format.open_memmap(made, mode="w+", dtype=INDICES[index], shape=shape)
         begin = base = 0
         for part, size in zip(parts, sizes, strict=True):
-            array = np.load(part)
+            array = load_array(part, INDICES[index])
             joined[begin : begin + size] = array + base if index != "sentence_lengths" else array
             begin += size
             if index != "sentence_lengths":

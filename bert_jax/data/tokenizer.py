@@ -15,6 +15,7 @@ Differences from the original, all meant or harmless:
 """
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -26,8 +27,9 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from bert_jax.data.tokenizer_file import read_backend
 from bert_jax.errors import UserError
-from bert_jax.files import write_whole
+from bert_jax.files import library_errors, read_bytes, read_text, write_whole
 
 # Special tokens by role: how BERT vocabularies write them, and how SentencePiece models do.
 ROLES = {
@@ -66,7 +68,7 @@ class Tokenizer:
         kind = type(backend.model).__name__
         if kind not in ("WordPiece", "Unigram"):
             raise UserError(f"{name} is a {kind} vocabulary; WordPiece and unigram are supported")
-        self.kind = kind.lower()
+        self.kind, self.name = kind.lower(), name
         backend.no_padding()
         backend.no_truncation()
         ids = backend.get_vocab(with_added_tokens=True)
@@ -80,6 +82,8 @@ class Tokenizer:
             raise UserError(f"{name} lacks the special token {', '.join(missing)}")
         self.special_tokens = [names[0] for names in found.values()]
         self.special_ids = [ids[token] for token in self.special_tokens]
+        if len(set(self.special_ids)) < len(self.special_ids):
+            raise UserError(f"{name}: special tokens share an id: {self.special_ids}")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
         begins = self.kind == "unigram"
         self.continuation = np.array([t.startswith("▁" if begins else "##") for t in self.tokens])
@@ -114,7 +118,8 @@ class Tokenizer:
         special: whether a "[SEP]" or "[MASK]" written in a text is that token; else it is text.
         """
         backend = self.special_backend if special else self.backend
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        with library_errors(self.name):
+            encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -173,28 +178,20 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
         path = files[0]
     if not path.is_file():
         raise UserError(f"vocabulary {path} does not exist")
-    try:
+    with library_errors(path):
         if path.suffix == ".json":
-            tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path)), str(path))
-            return _check_case(tokenizer, lowercase, path)
+            return _check_case(Tokenizer(read_backend(path), str(path)), lowercase, path)
         if path.suffix == ".model":
-            tokenizer = Tokenizer(_from_sentencepiece(path), str(path))
-            return _check_case(tokenizer, lowercase, path)
+            return _check_case(Tokenizer(_from_sentencepiece(path), str(path)), lowercase, path)
         # The original reads with readline, which knows no line end but \n, and strips.
-        lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+        lines = read_text(path).removesuffix("\n").split("\n")
         tokens = [line.strip() for line in lines]
         if any(t.startswith("▁") for t in tokens) and not any(t.startswith("##") for t in tokens):
             raise UserError(
                 f"{path} lists pieces of a SentencePiece model (▁...), which cannot be told from a "
                 "list; give its .model file"
             )
-        tokenizer = wordpiece_tokenizer(tokens, name=str(path))
-        return _check_case(tokenizer, lowercase, path)
-    except UserError:
-        raise
-    except Exception as error:  # tokenizers raises plain Exception
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"vocabulary {path} cannot be read: {reason}") from error
+        return _check_case(wordpiece_tokenizer(tokens, name=str(path)), lowercase, path)
 
 
 def wordpiece_tokenizer(
@@ -221,6 +218,9 @@ def wordpiece_tokenizer(
     if keep_whole is None:
         keep_whole = any(_KEPT_WHOLE.search(token) for token in tokens)
     ids = {token: number for number, token in enumerate(tokens)}
+    special = set(itertools.chain(*ROLES.values()))
+    if twice := [t for number, t in enumerate(tokens) if t in special and ids[t] != number]:
+        raise UserError(f"{name} has the special token {twice[0]} twice")
     model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200)
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = bert_normalizer(lowercase, keep_whole)
@@ -265,7 +265,7 @@ def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:
     from sentencepiece import sentencepiece_model_pb2
 
     proto: Any = sentencepiece_model_pb2  # its classes are made at run time
-    model = proto.ModelProto.FromString(path.read_bytes())
+    model = proto.ModelProto.FromString(read_bytes(path))
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     if trainer.model_type != 1:
         kind = {2: "BPE", 3: "word", 4: "character"}.get(trainer.model_type, "unknown")

@@ -6,7 +6,6 @@ Units depend on the input alone, never on the number of processes; so does what 
 import glob
 import hashlib
 import itertools
-import json
 import math
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ from bert_jax.data.corpus_writer import UnitWriter, write_json
 from bert_jax.data.text import SOURCES, Reader, document_start
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import written_whole
+from bert_jax.files import check, parse_json, read_text, written_whole
 
 SMALLEST_UNIT, LARGEST_UNIT = 2_000_000, 16_000_000  # bytes of input
 BATCH_CHARS = 200_000  # text tokenised in one call
@@ -291,6 +290,6 @@ def peak_memory() -> int:
         return 0
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_documents(path: Path) -> list[list[str]]:
+    """Reads what `extract_unit` wrote. Raises: UserError: it is damaged."""
+    return check(parse_json(read_text(path), str(path)), list[list[str]], str(path))

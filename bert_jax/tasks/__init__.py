@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bert_jax.errors import UserError
+from bert_jax.files import check
 from bert_jax.tasks.base import Task
 from bert_jax.tasks.choice import TASKS as CHOICE
 from bert_jax.tasks.choice import Choice
@@ -70,22 +71,35 @@ def family(task: Task) -> str:
     return next(name for name, kind in FAMILIES.items() if isinstance(task, kind))
 
 
+def heads(task: Any) -> dict[str, int]:
+    """The parts of a fine-tuned model above its encoder, with the number of classes of its head."""
+    name = family(task)
+    if name == "classification":
+        return {"pooler": 0, "classifier": task.outputs}
+    if name == "choice":
+        return {"pooler": 0, "choice_head": 1}
+    return {"tag_head": len(task.labels)} if name == "tagging" else {"span_head": 2}
+
+
 def to_dict(task: Any) -> dict[str, Any]:
     """The row as plain values, to be stored with a model."""
     return {"family": family(task), **dataclasses.asdict(task)}
 
 
-def from_dict(values: Mapping[str, Any]) -> Task:
-    """The row that `to_dict` gave.
+def from_dict(values: Mapping[str, Any], where: str = "task.json") -> Task:
+    """Makes the row that `to_dict` gave; its fields are checked against the types of the row's.
 
-    Raises: UserError: the values are not those of a task.
+    where: names the values in errors.
+    Raises: UserError: they are not those of a task, a field is of another kind, or cannot be.
     """
-
-    def frozen(value: Any) -> Any:  # JSON knows no tuples
-        return tuple(map(frozen, value)) if isinstance(value, list) else value
-
-    fields = {name: frozen(value) for name, value in values.items() if name != "family"}
-    try:
-        return FAMILIES[values["family"]](**fields)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"not the task.json of a fine-tuned model: {error!r}") from error
+    name = values.get("family")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"{where}: family: one of {', '.join(FAMILIES)} is expected, not {name!r}")
+    fields = {field.name for field in dataclasses.fields(FAMILIES[name])}
+    unknown = sorted(values.keys() - fields - {"family"})
+    if unknown:
+        raise UserError(
+            f"{where}: the field {unknown[0]!r} is unknown to this version; it is misspelt, or a "
+            "newer bert_jax wrote it: update this one"
+        )
+    return check({k: v for k, v in values.items() if k != "family"}, FAMILIES[name], where)

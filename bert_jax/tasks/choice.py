@@ -56,6 +56,16 @@ class Choice:
     splits = ("train", "dev", "test")
     metric = "accuracy"
 
+    def __post_init__(self):
+        if len(self.endings) < 2 or len(self.labels) != len(self.endings):
+            raise UserError(
+                f"{len(self.endings)} endings and {len(self.labels)} labels; there must be two or "
+                "more, and as many of each"
+            )
+        for name in ("endings", "labels"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise UserError(f"{name}: two of the same name: {', '.join(getattr(self, name))}")
+
     @classmethod
     def custom(
         cls, prompt: str = "prompt", endings: str = "", label: str = "label", labels: str = ""

@@ -1,6 +1,7 @@
 """Texts or pairs of texts with a label, several labels, or numbers (BERT paper, section 4.1)."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import write_whole
+from bert_jax.files import open_regular, write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.tasks import metrics
@@ -83,6 +84,22 @@ class Classification:
     lenient: bool = False
     separator: str = ","
     threshold: float = 0.0
+
+    def __post_init__(self):
+        known = {name for names in KINDS.values() for name in names} | {"f1"}
+        if self.kind not in KINDS:
+            raise UserError(f"kind={self.kind!r} is unknown; known: {', '.join(KINDS)}")
+        if not self.metrics or not set(self.metrics) <= known:
+            given = ", ".join(self.metrics)
+            raise UserError(f"metrics: {given}; known: {', '.join(sorted(known))}")
+        if len(set(self.labels)) < len(self.labels):
+            raise UserError(f"labels: two of the same name: {', '.join(self.labels)}")
+        if self.codes and len(self.codes) != len(self.labels):
+            raise UserError(f"codes: {len(self.codes)}, of {len(self.labels)} labels")
+        if not self.label or not all(self.label) or not all(self.texts) or not all(self.files):
+            raise UserError("label, texts and files must name a column or file each")
+        if not math.isfinite(self.threshold):
+            raise UserError(f"threshold={self.threshold} is no number")
 
     @classmethod
     def custom(
@@ -169,7 +186,7 @@ class Classification:
     def _file_rows(self, path: Path) -> Iterator[Row]:
         columns = None
         if self.header:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 first = file.readline().decode("utf-8-sig", "replace").strip().split("\t")
             columns = None if any(name in first for name in self.texts[0]) else self.header
         return read_rows(path, columns, skip_broken=self.lenient)

@@ -11,6 +11,7 @@ from typing import Any
 
 from bert_jax.data import tfds_source
 from bert_jax.errors import UserError
+from bert_jax.files import open_regular, parse_json
 
 Row = tuple[str, dict[str, str]]  # (file:line, text of each column)
 
@@ -138,11 +139,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
     Raises: UserError: it cannot be opened, or is not UTF-8.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    with file:
+    with open_regular(path) as file:
         for number, data in enumerate(file, 1):
             try:
                 line = data.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -201,11 +198,8 @@ def _table(
 def _json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_lines(path), 1):
         if line.strip():
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON: {error.msg}") from None
-            yield _json_row(f"{path}:{number}", value)
+            where = f"{path}:{number}"
+            yield _json_row(where, parse_json(line, where))
 
 
 def _json_list(path: Path) -> Iterator[Row]:
@@ -217,10 +211,13 @@ def _json_list(path: Path) -> Iterator[Row]:
     line = 1 + text.count("\n", 0, place)
     while text[place : place + 1] != "]":
         try:
-            value, end = decoder.raw_decode(text, place)
+            _, end = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-        yield _json_row(f"{path}:{line}", value)
+        except (RecursionError, ValueError):  # which the next line tells better
+            end = len(text)
+        where = f"{path}:{line}"
+        yield _json_row(where, parse_json(text[place:end], where))
         end = _end(text, end)
         line += text.count("\n", place, end)
         place = end
@@ -235,9 +232,4 @@ def _end(text: str, place: int) -> int:
 def _json_row(where: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise UserError(f"{where}: a row must be an object {{...}}, not {json.dumps(value)[:40]}")
-    columns = flat(value)
-    try:
-        "".join(columns.values()).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: a text holds half a surrogate pair; repair it") from None
-    return where, columns
+    return where, flat(value)

@@ -10,6 +10,7 @@ particle does (서울 in 서울에서).
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,16 @@ class Answering:
     max_answer: int = 30
     n_best: int = 20
     threshold: float = 0.0
+
+    def __post_init__(self):
+        if self.scorer not in squad_score.SCORERS:
+            known = ", ".join(squad_score.SCORERS)
+            raise UserError(f"scorer={self.scorer!r} is unknown; known: {known}")
+        for name in ("doc_stride", "max_query", "max_answer", "n_best"):
+            if not 0 < getattr(self, name) < 2**31:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not math.isfinite(self.threshold):
+            raise UserError(f"threshold={self.threshold} is no number")
 
     @classmethod
     def custom(cls, unanswerable: bool = False) -> "Answering":

@@ -1,7 +1,6 @@
 """Questions about passages, read from SQuAD's JSON or from a TFDS set of the same content."""
 
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.errors import UserError
-from bert_jax.tasks.rows import read_lines
+from bert_jax.files import parse_json, read_text
 
 # Where a question stands, the title of its article, its passage, and the question's own node.
 _Row = tuple[str, str, str, dict[str, Any]]
@@ -35,12 +34,9 @@ class Question:
 def load_json(path: Path) -> Any:
     """What a JSON file holds.
 
-    Raises: UserError: it cannot be opened, is not UTF-8, or not JSON.
+    Raises: UserError: as `files.read_text` and `files.parse_json`.
     """
-    try:
-        return json.loads("".join(read_lines(path)))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    return parse_json(read_text(path), str(path))
 
 
 def read_json(path: Path) -> Iterator[_Row]:
