@@ -144,7 +144,9 @@ class Checkpoints:
         steps = (best and self.by_score()) or self.steps
         if step >= 0:
             steps = [found for found in self.steps if found == step]
+        steps = distributed.from_main(steps)
         for one in reversed(steps):
+            self._look_for(one)
             try:
                 return one, self._load(one, abstract)
             except (UserError, MemoryError):
@@ -162,6 +164,17 @@ class Checkpoints:
                 "in another work directory"
             )
         return None
+
+    def _look_for(self, step: int) -> None:
+        """Makes sure that this host sees a checkpoint that the main process has chosen."""
+        if step in self.steps:
+            return
+        if not distributed.sees(self._folder / str(step)):
+            raise Restart(
+                f"this host does not see checkpoint {step} in {self._folder}, which process 0 does:"
+                " start again"
+            )
+        self._orbax.reload()
 
     @property
     def _damaged(self) -> Path:

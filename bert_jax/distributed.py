@@ -4,6 +4,7 @@ On a TPU slice or pod, under Slurm, Open MPI or Kubernetes, JAX finds the others
 `launch/local_pod.sh` names them in the environment.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -112,6 +113,16 @@ def from_main(value: T) -> T:
     return json.loads(np.asarray(said, np.uint8).tobytes())
 
 
+def sees(path: Path) -> bool:
+    """Whether a path is there, or comes into this host's view of a network disk within a minute."""
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while not (found := path.exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # has it look again
+    return found
+
+
 def check_shared(folder: Path) -> None:
     """Checks that all processes see the same `folder`: the main one writes there, all read.
 
@@ -124,11 +135,7 @@ def check_shared(folder: Path) -> None:
     if is_main():
         path.touch()
     wait_for_all("there is something to see")
-    deadline = time.monotonic() + _SEEN_SECONDS
-    while not (seen := path.exists()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-        os.listdir(folder.parent)  # a network disk may look again
-    blind = np.flatnonzero(~multihost_utils.process_allgather(np.array(seen)))
+    blind = np.flatnonzero(~multihost_utils.process_allgather(np.array(sees(path))))
     if is_main():
         path.unlink()
     if len(blind):
@@ -144,11 +151,15 @@ def lost_a_process(error: BaseException) -> bool:
     The type and the status of JAX's error decide, or that it is of gloo, which carries the
     messages between CPUs; words in other errors do not.
     """
-    signs = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED):|Gloo")
-    return jax.process_count() > 1 and any(
-        isinstance(cause, jax.errors.JaxRuntimeError) and signs.search(str(cause))
-        for cause in causes(error)
-    )
+
+    def says_so(cause: BaseException) -> bool:
+        # JAX turns some statuses into errors of Python, whose message still begins with them.
+        of_jax = isinstance(cause, (jax.errors.JaxRuntimeError, ValueError))
+        signs = r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): |\bGloo .*failed"
+        has_status = re.match(r"[A-Z_]+: ", str(cause)) is not None
+        return of_jax and has_status and re.search(signs, str(cause)) is not None
+
+    return jax.process_count() > 1 and any(map(says_so, causes(error)))
 
 
 class StopRequest:

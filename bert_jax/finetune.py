@@ -108,7 +108,8 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         config, sharding.make_mesh(config.mesh), phase.stop, objective, next(phase.batches(0, 1)),
         frozen=["encoder"] if config.features else (),
     )  # fmt: skip
-    begins = not has_checkpoint(workdir)
+    trainer.check_memory()
+    begins = not distributed.from_main(has_checkpoint(workdir))
     initial = initial_params(config, model, task, trainer) if begins else None
     described = config.to_dict() | {
         "model": dict(model.model),
@@ -119,9 +120,9 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     prepare_workdir(
         workdir, described, MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
     )
-    if (workdir / "results.json").exists():
+    if distributed.from_main((workdir / "results.json").exists()):
         _say_finished(workdir)
-        return read_checked(workdir / "results.json", schemas.Results)
+        return _results(workdir)
     keep_programs(workdir / "compiled")
     predict = trainer.jit(objective.predict)
 
@@ -216,8 +217,14 @@ def _write(workdir: Path, folder: Path, *what: Any) -> dict[str, Any]:
     """`write_results` by one process; what is in `results.json` on all."""
     if distributed.is_main():
         write_results(workdir, folder, *what)
-    distributed.wait_for_all("the results are written")
-    return read_checked(folder / "results.json", schemas.Results)
+    return _results(folder)
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """What is in `results.json`, as the main process sees it."""
+    return distributed.from_main(
+        read_checked(folder / "results.json", schemas.Results) if distributed.is_main() else {}
+    )
 
 
 def build_task(config: Any) -> Task:

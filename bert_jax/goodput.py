@@ -104,7 +104,7 @@ def shares(workdir: Path) -> dict[str, float]:
             spent[kind] = spent.get(kind, 0.0) + value
     spent["lost_to_restarts"] = lost
     wall = sum(spent.values())
-    return {"wall_seconds": wall} | {kind: value / wall for kind, value in spent.items()}
+    return {"wall_seconds": wall} | {kind: value / max(wall, 1e-9) for kind, value in spent.items()}
 
 
 def as_text(shares: dict[str, float]) -> str:

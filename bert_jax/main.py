@@ -68,11 +68,12 @@ def pretrain(config: Any, workdir: Path) -> None:
     trainer = train.build_trainer(
         config, mesh, config.steps, objective, next(phases[0].batches(0, 1))
     )
-    starts = config.init_from and not has_checkpoint(workdir)
+    trainer.check_memory()
+    starts = config.init_from and not distributed.from_main(has_checkpoint(workdir))
     initial = _initial_params(config, corpus, trainer) if starts else None
     # Only now: a config that cannot be leaves nothing behind.
     _prepare(config, corpus, workdir)
-    if is_finished(workdir, config.steps):
+    if distributed.from_main(is_finished(workdir, config.steps)):
         if distributed.is_main():
             print(read_text(workdir / "report.md"))
             print(f"{workdir} is finished: nothing left to train")

@@ -311,7 +311,8 @@ def finetune_quietly(config: Any, folder: Path) -> None:
 
 def work(todo: Sequence[Job]) -> None:
     """Runs the jobs that are not done, leaving those to others that others are at."""
-    with tqdm(total=len(todo), unit="run", dynamic_ncols=True) as progress:
+    silent = not distributed.is_main()
+    with tqdm(total=len(todo), unit="run", dynamic_ncols=True, disable=silent) as progress:
         while True:
             done = distributed.from_main([job.result.exists() for job in todo])
             progress.update(sum(done) - progress.n)

@@ -112,11 +112,12 @@ class Trainer:
             nn.meta.unbox(boxed),
             shardings,
         )
-        self.step = jax.jit(
+        step = jax.jit(
             sharding.on_mesh(mesh, self._step), donate_argnums=0,
             out_shardings=(shardings, sharding.replicated(mesh)),
             compiler_options=memory.compiler_options(mesh.devices.flat[0].platform),
         )  # fmt: skip
+        self.step = memory.Checked(step, "a step")
         self.evaluate_batch = self.jit(
             lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
         )
@@ -128,8 +129,22 @@ class Trainer:
         return state if params is None else state | {"params": params}
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function compiled for this mesh."""
-        return jax.jit(sharding.on_mesh(self.mesh, function))
+        """The function compiled for this mesh, of parameters and a batch."""
+        return memory.Checked(jax.jit(sharding.on_mesh(self.mesh, function)), "a batch")
+
+    def check_memory(self) -> None:
+        """Checks that what any step needs fits into the memory, before anything is made.
+
+        Raises: UserError: it does not.
+        """
+        state = self.abstract_state
+        parts = [memory.tree_bytes(state[name]) for name in ("params", "opt_state")]
+        # Gradients are as large as the parameters, of frozen ones there are none.
+        needed = sum(parts) + min(parts)
+        memory.check_fits(
+            needed, "training this model (parameters, gradients and the optimiser's state)",
+            "take a smaller model, or more devices (mesh.fsdp or mesh.tensor share it out)",
+        )  # fmt: skip
 
     def put(self, batch: Mapping[str, np.ndarray], batch_size: int) -> Batch:
         """This process's rows, or on every process all batch_size -> global arrays on the mesh."""

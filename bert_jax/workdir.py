@@ -69,10 +69,11 @@ def prepare_workdir(
     Raises: UserError: the folder holds something else.
     """
     path = workdir / "config.json"
+    is_there = distributed.from_main(path.exists())
     if path.exists():
         check_same(workdir, config, may_change)
         check()
-    elif workdir.exists():
+    elif workdir.exists() and not is_there:
         # What a start that was killed may have left.
         begun = {"tokenizer", "corpus.json", "task.json"}
         names = {path.name for path in workdir.iterdir() if path.suffix != UNFINISHED}
@@ -87,6 +88,7 @@ def prepare_workdir(
             write(workdir)
         write_json(path, {"format": run_format.format_of(workdir), **config})
     distributed.wait_for_all("the work directory is there")
+    distributed.check_shared(workdir)
 
 
 @contextlib.contextmanager

@@ -252,6 +252,8 @@ LASTING = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOENT]
         (of_jax("UNAVAILABLE: failed to connect"), RESTART_CODE),
         (of_jax("INTERNAL: of a task: DEADLINE_EXCEEDED: barrier"), RESTART_CODE),
         (of_jax("UNKNOWN: Gloo all-reduce failed: peer"), RESTART_CODE),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: peer"), RESTART_CODE),
+        (ValueError("a Gloo connection of ours"), 1),
         (RuntimeError("a connection of ours"), 1),
         (of_jax("INVALID_ARGUMENT: connection"), 1),
         (of_jax("RESOURCE_EXHAUSTED: 1 byte"), 2),

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from bert_jax import distributed
 from bert_jax.data.buckets import collate, eval_plan
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -212,8 +213,11 @@ def run_features(
 
 
 def bar(work: Iterable[T], what: str, **options: Any) -> Iterable[T]:
-    """A progress bar for work that takes longer than a few seconds."""
-    return tqdm(work, desc=what, delay=3, leave=False, dynamic_ncols=True, **options)
+    """A progress bar, of the main process, for work that takes longer than a few seconds."""
+    silent = not distributed.is_main()
+    return tqdm(
+        work, desc=what, delay=3, leave=False, dynamic_ncols=True, disable=silent, **options
+    )
 
 
 def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
