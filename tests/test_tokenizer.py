@@ -1,6 +1,7 @@
 """Tokenisation equals google-research/bert's, and sentencepiece's for its models."""
 
 import functools
+import json
 import pickle
 import random
 import unicodedata
@@ -342,4 +343,44 @@ def test_other_special_tokens_are_matched_in_text():
 def test_a_list_of_sentencepiece_pieces_is_no_wordpiece_vocabulary(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "▁a", "b"]) + "\n")
     with pytest.raises(UserError, match=r"vocab\.txt lists pieces of a SentencePiece model"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda v: v["model"]["vocab"].update({"[SEP]": 2}), r"'\[SEP\]' and .* the same id"),
+        (lambda v: v["model"]["vocab"].update({"she": 3_000_000}), "there is an id 3000000, but"),
+        (lambda v: v["model"]["vocab"].update({"she": -1}), r"model\.vocab.*>= 0 is expected"),
+        (lambda v: v["model"]["vocab"].update({"she": "5"}), "a whole number is expected, a text"),
+        (lambda v: v["model"].update(type="BPE2"), "cannot be read: "),
+        (lambda v: v.update(added_tokens=[{"id": "x"}]), r"added_tokens\[0\]\.id: a whole number"),
+        (
+            lambda v: v.update(
+                pre_tokenizer={
+                    "type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated",
+                    "invert": False,
+                }
+            ),
+            r"'\(a\+\)\+\$' could take time without bound",
+        ),
+        (
+            lambda v: v.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+            "cannot be read: ",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_library_would_panic_at_is_one_line(change, reason, tmp_path):
+    _small("she").save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"^.*tokenizer\.json.*{reason}"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_special_token_that_comes_twice_is_told(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "a", SPECIAL[3]]) + "\n")
+    with pytest.raises(UserError, match=r"vocab\.txt has the special token \[SEP\] twice"):
         load_tokenizer(tmp_path)

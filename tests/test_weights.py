@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 
 import jax
@@ -89,6 +90,54 @@ def test_how_a_model_was_fine_tuned_is_kept_or_refused(tmp_path):
     assert again.body("float32").features == "second_to_last"
     with pytest.raises(UserError, match="whose head reads features=second_to_last"):
         hugging_face.write(tmp_path / "out", again)
+
+
+def changed_copy(source: Path, folder: Path, **changes) -> Path:
+    """A copy of a run whose `model` section has other values; ...: without the field."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"] |= changes
+    config["model"] = {name: v for name, v in config["model"].items() if v is not ...}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layers": "x"}, r"config\.json: model: layers: a whole number is expected, a text is"),
+        ({"layers": ...}, r"config\.json: model: the field 'layers' is missing"),
+        ({"width": -16}, r"config\.json: model: width: a whole number >= 1 is expected"),
+        ({"norm_epsilon": None}, r"config\.json: model: norm_epsilon: a number is expected, null"),
+        ({"layers": 3}, r"encoder/layer_2/.*: absent there, \(16,\) here"),
+        ({"max_positions": 63}, r"embeddings/position: \(64, 16\) there, \(63, 16\) here"),
+        ({"segment_types": 1}, r"embeddings/segment: \(2, 16\) there, \(1, 16\) here"),
+    ],
+)
+def test_a_run_that_is_not_as_its_config_says_is_one_line(run, tmp_path, changes, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        open_model(changed_copy(run[0], tmp_path / "copy", **changes))
+    assert "\n" not in str(error.value) and str(tmp_path / "copy") in str(error.value)
+
+
+def test_a_run_with_the_tokenizer_of_another_is_refused(run, tmp_path):
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    words = tokenizer().tokens
+    wordpiece_tokenizer(words[:-1]).save(copy / "tokenizer")
+    with pytest.raises(UserError, match=r"embeddings/token: \(172, 16\) there, \(171, 16\) here"):
+        open_model(copy)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_of_weights_that_are_no_numbers_is_refused(run, tmp_path, value):
+    model = open_model(run[0])
+    broken = jax.tree.map(np.copy, dict(model.params))
+    broken["encoder"]["layer_1"]["attention_norm"]["scale"][3] = value
+    save_model(tmp_path / "nan", dataclasses.replace(model, params=broken))
+    hugging_face.write(tmp_path / "hf", dataclasses.replace(model, params=broken))
+    for folder in ("nan", "hf"):
+        with pytest.raises(UserError, match="layer_1/attention_norm/scale holds NaN or infinities"):
+            open_model(tmp_path / folder)
 
 
 def test_folders_that_are_no_models_are_refused(tmp_path):
