@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -26,12 +28,36 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-SLOW = ("test_processes", "test_resume", "test_reproduce", "test_finetune", "test_launch")
+def pytest_configure(config: pytest.Config) -> None:
+    """What is compiled for one test is there for all: in one folder, unless one is given.
+
+    That is for tests of other workers, which inherit the environment of the process that starts
+    them, and for the programs that tests start.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = tempfile.mkdtemp(prefix="bert_jax_compiled_")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+# They train models or start processes. In this order they come first, so that no worker is left
+# with one when the others are done; the second does not wait for the model that the first trains.
+SLOW = (
+    "test_finetune", "test_processes", "test_reproduce", "test_resume", "test_finetune_processes",
+    "test_train", "test_faults", "test_notebooks", "test_finetune_start", "test_prepare_beam",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first, so that no worker is left with one when the others are done."""
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    """Puts SLOW files first, and marks their tests and those of the trained model as slow."""
+    places = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
+    for item in items:
+        if item.path.stem in SLOW or "trained" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

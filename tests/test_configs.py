@@ -1,15 +1,13 @@
 """The shipped config: it builds in every variant, at full size, and every field of it is read."""
 
 import itertools
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 import tiny_corpus
 from ml_collections import ConfigDict
@@ -277,12 +275,8 @@ def test_fields_are_locked():
     ],
 )
 def test_the_config_of_another_command_is_told(tmp_path, command, given, needed):
-    root = Path(__file__).resolve().parents[1]
-    words = [f"--config=configs/{given}", f"--{'out' if 'prepare' in command else 'workdir'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", command, *words, str(tmp_path / "new")], cwd=root,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    folder = "out" if "prepare" in command else "workdir"
+    done = programs.run("-m", command, f"--config=configs/{given}", f"--{folder}", tmp_path / "new")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and needed in done.stderr
     assert not (tmp_path / "new").exists()

@@ -1,11 +1,9 @@
 """Features of a text file: the encoder's own activations, each text and word in its place."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 
 import bert_jax
@@ -191,19 +189,13 @@ def test_only_empty_lines_have_no_rows(model, tmp_path):
     assert arrays["offsets"].tolist() == [0, 0, 0]
 
 
-def run(*flags):
-    command = [sys.executable, "-m", "bert_jax.features", *flags]
-    root = Path(bert_jax.__file__).parents[1]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True)
-
-
 def test_the_command(trained, texts):
     output = texts.with_name("made") / "out.npz"
     where = [f"--checkpoint={trained}", f"--input={texts}", f"--output={output}"]
-    done = run(*where, "--layers=-1,-2", "--level=words")
+    done = programs.run("-m", "bert_jax.features", *where, "--layers=-1,-2", "--level=words")
     assert done.returncode == 0, done.stderr
     assert "rows x 2 layers x 64" in done.stderr
     with np.load(output) as file:
         assert file["layers"].tolist() == [-1, -2]
-    wrong = run(*where, "--layers=last")
+    wrong = programs.run("-m", "bert_jax.features", *where, "--layers=last")
     assert (wrong.returncode, wrong.stderr) == (2, "error: --layers=last must be numbers: -1,-2\n")

@@ -5,14 +5,12 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import programs
 import pytest
 from tiny_tasks import make_config, settings
 
@@ -94,6 +92,7 @@ def test_paper_settings():
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("on_first_device")
 def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
     from test_configs import Recorder, field_names
 
@@ -192,8 +191,9 @@ def test_settings_are_checked_before_texts_are_tokenised(trained, data, tmp_path
         finetune.finetune(config, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("on_first_device")
 def test_a_missing_dev_split_says_what_to_do(trained, data, tmp_path):
-    config = make_config(trained, train=str(data / "classification" / "train.tsv"))
+    config = make_config(trained, train=str(data / "classification" / "train.tsv"), epochs=0.04)
     with pytest.raises(UserError, match=r"no dev split .*--config\.dev_share=0\.1"):
         finetune.finetune(config, tmp_path / "run")
     config.dev_share = 0.2
@@ -254,13 +254,10 @@ def test_settings_without_an_effect_are_refused(tmp_path):
         "data": "x", "batch_size": 8, "dtype": "float32", "dev": "y", "max_length": 48,
         "custom.text": "title", "mesh.data": 2, "test": "z",
     }  # fmt: skip
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "bert_jax.finetune", f"--workdir={tmp_path}",
-            "--config=configs/finetune.py:task=custom,mode=eval",
-            *(f"--config.{name}={value}" for name, value in given.items()),
-        ],
-        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    done = programs.run(
+        "-m", "bert_jax.finetune", f"--workdir={tmp_path}",
+        "--config=configs/finetune.py:task=custom,mode=eval",
+        *(f"--config.{name}={value}" for name, value in given.items()),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == (

@@ -1,11 +1,10 @@
 """GLUE, SNLI and the Korean tasks: official files and metrics, the leaderboard's files and zip."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
+import programs
 import pytest
 from data_packs import pack
 from text_tasks import ROWS, write
@@ -308,9 +307,7 @@ def test_zip_submission_of_nothing_and_of_two(tmp_path):
 )
 def test_a_mistake_of_the_submission_is_one_line(tmp_path, arguments, message):
     script = Path(glue.__file__).parents[2] / "launch" / "glue_submission.py"
-    found = subprocess.run(
-        [sys.executable, script, *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
+    found = programs.run(script, *arguments, cwd=tmp_path)
     assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
     assert found.stderr.startswith(f"error: {message}")
     assert list(tmp_path.iterdir()) == []

@@ -1,39 +1,16 @@
 """A user's mistakes on the command line: exit code 2, one line that says what, nothing written."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import tiny_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
-# What `python -m bert_jax.main` does, for many command lines: Python starts, and imports, once.
-DRIVER = """
-import json, os, sys, traceback
-from bert_jax import errors, main
-for number, arguments in enumerate(json.load(sys.stdin)):
-    sys.stdout.flush()
-    if pid := os.fork():
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]), flush=True)
-        continue
-    code = 1
-    try:
-        sys.argv = ["main", *arguments]
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
-        errors.run(main.main)
-    except SystemExit as stop:
-        code = stop.code or 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stderr.flush()
-    os._exit(code)
-"""
-
 # name: (changed settings, None to leave a flag out; what the message says)
 MISTAKES = {
     "no corpus given": ({"corpus": ""}, "--config.corpus=FOLDER is needed"),
@@ -113,15 +90,10 @@ def command(corpus: Path, workdir: Path, changes: dict) -> list[str]:
     return tiny_corpus.words(flags) + more
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-
-
 def listing(folder: Path) -> dict[str, bytes]:
     return {
         str(f.relative_to(folder)): f.read_bytes() if f.is_file() else b""
         for f in folder.rglob("*")
-        if not re.fullmatch(r"\d+\.(out|err)", f.name)
     }
 
 
@@ -141,14 +113,8 @@ def answers(corpus_path, tmp_path_factory):
         command(corpus_path, folder / f"new-{number}", changes)
         for number, (changes, _) in enumerate(MISTAKES.values())
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(lines), text=True, capture_output=True,
-        cwd=folder, env=environment(), timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    codes = [json.loads(line)[0] for line in done.stdout.splitlines()]
-    errors = [(folder / f"{number}.err").read_text() for number in range(len(lines))]
-    result = dict(zip(MISTAKES, zip(codes, errors, strict=True), strict=True))
+    done = [programs.run("-m", "bert_jax.main", *line, cwd=folder) for line in lines]
+    result = {name: (one.returncode, one.stderr) for name, one in zip(MISTAKES, done, strict=True)}
     after = {n: listing(folder / f"new-{i}") for i, n in enumerate(MISTAKES)}
     return result, after, before, listing(folder)
 
@@ -176,11 +142,11 @@ def test_mistakes_touch_no_file_that_was_there(answers):
 
 
 def test_the_real_command(corpus_path, tmp_path):
-    """The driver above is honest: a new process says the same."""
+    """The forks of `programs` are honest: a new process says the same."""
     flags = tiny_corpus.flags(corpus_path, tmp_path / "run", batchsize=3)
     done = subprocess.run(
         [sys.executable, "-m", "bert_jax.main", *tiny_corpus.words(flags)],
-        cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=120,
+        cwd=ROOT, text=True, capture_output=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*batchsize.*\n", done.stderr)
@@ -189,8 +155,5 @@ def test_the_real_command(corpus_path, tmp_path):
 
 
 def test_help_lists_the_flags_of_the_entry():
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_jax.main", "--help"],
-        cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+    done = programs.run("-m", "bert_jax.main", "--help")
     assert re.findall(r"^  --(\w+):", done.stdout, re.MULTILINE) == ["config", "workdir"]

@@ -33,15 +33,13 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Shared by the runs: what one compiled, the others take."""
+def environment() -> dict[str, str]:
+    """Where the launcher finds this Python, and the programs find the package."""
     bin_folder = str(Path(sys.executable).parent)
     return {
         **os.environ,
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
 
@@ -188,15 +186,14 @@ def test_a_sigterm_to_one_stops_all_at_the_same_step(
     assert {(line["start"], line["from_step"]) for line in starts} == {(0, 0), (1, int(stops[0]))}
 
 
-@pytest.mark.parametrize("killed", [2, 0])
-def test_a_sigkill_of_one_stops_the_others(environment, corpus_path, tmp_path, killed):
+@pytest.mark.parametrize("killed", [1, 0])
+def test_a_sigkill_of_one_stops_the_other(environment, corpus_path, tmp_path, killed):
     """With a line that says why, instead of hanging; and the run goes on from its checkpoint.
 
-    Without process 0, at which they meet, JAX ends the others itself; the launcher says so.
+    Without process 0, at which they meet, JAX ends the other itself; the launcher says so.
     """
     workdir, log = tmp_path / "run", tmp_path / "log"
-    words = command(corpus_path, workdir, batch_size=12)
-    launcher = start(environment, 3, 1, words, log)
+    launcher = start(environment, 2, 4, command(corpus_path, workdir), log)
     wait_for_step(workdir, 8, launcher)
     wait_for_checkpoint(workdir, 6, launcher)
     begin = time.monotonic()
@@ -206,10 +203,10 @@ def test_a_sigkill_of_one_stops_the_others(environment, corpus_path, tmp_path, k
         assert time.monotonic() - begin < 120, log.read_text()[-3000:]
         time.sleep(0.05)
     seconds = time.monotonic() - begin
-    print(f"\nSIGKILL of process {killed} of three: the others gone after {seconds:.1f} s")
+    print(f"\nSIGKILL of process {killed} of two: the other gone after {seconds:.1f} s")
     text = log.read_text()
     signs = ("another process of this run is gone", "which it does when process 0 is gone")
-    assert sum(map(text.count, signs)) == 2, text[-3000:]
+    assert sum(map(text.count, signs)) == 1, text[-3000:]
     finish(launcher, log)
     [step] = set(re.findall(r"continuing .* from step (\d+)", log.read_text()))
     assert int(step) in (6, 12, 18)  # where a checkpoint was committed by then
@@ -234,7 +231,7 @@ def test_a_damaged_checkpoint_is_left_by_all(
     assert final_bits(workdir, corpus) == final_bits(undisturbed, corpus)
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (4, 1), (1, 1)])
+@pytest.mark.parametrize(("processes", "devices"), [(4, 1), (1, 1)])
 def test_a_run_goes_on_with_other_processes_and_devices(
     undisturbed, environment, corpus_path, tmp_path, processes, devices
 ):

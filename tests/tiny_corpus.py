@@ -3,8 +3,10 @@
 Its fixtures are there for every test (conftest.py).
 """
 
+import fcntl
 import itertools
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -96,15 +98,6 @@ def write_corpus(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled(tmp_path_factory):
-    """What one test compiled, the others of this session take; new processes do not."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="session")
 def corpus_path(tmp_path_factory) -> Path:
     """Folder of the tiny corpus; not to be changed."""
@@ -119,12 +112,25 @@ def corpus(corpus_path) -> Corpus:
 
 @pytest.fixture(scope="session")
 def trained(corpus, tmp_path_factory) -> Path:
-    """Work directory of a model that has learnt something; not to be changed."""
+    """Work directory of a model that has learnt something; not to be changed.
+
+    It is trained once, by the worker that needs it first; the others wait for it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    workdir = folder / "trained"
+    with (folder / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not workdir.exists():
+            _train(corpus, workdir.with_name("trained.tmp")).rename(workdir)
+    return workdir
+
+
+def _train(corpus: Corpus, workdir: Path) -> Path:
     config = small_config(
         "size=tiny,preset=laptop", steps=500, warmup_steps=50, model__width=64, model__heads=4,
         log_every=50, eval_every=500, checkpoint_every=500,
     )  # fmt: skip
-    workdir = tmp_path_factory.mktemp("trained")
     corpus.tokenizer.save(workdir / "tokenizer")
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     trainer, phases = make_trainer(config, corpus)
