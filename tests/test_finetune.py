@@ -8,7 +8,7 @@ import tiny_corpus
 from tiny_tasks import FAMILIES, bits, make_config, run, settings, write_classification
 
 from bert_jax import finetune, tasks
-from bert_jax.checkpoint import Checkpoints, load_params
+from bert_jax.checkpoint import load_params
 from bert_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("on_first_device")
@@ -112,40 +112,12 @@ def test_the_head_of_another_task_is_not_taken_over(tuned, data, tmp_path, capsy
 # Determinism and resumption.
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(trained, data, tuned, tmp_path):
-    run(trained, data, tmp_path / "again")
-    assert metrics(tmp_path / "again") == metrics(tuned["classification"])
-    assert bits(load_params(tmp_path / "again")) == bits(load_params(tuned["classification"]))
-    run(trained, data, tmp_path / "other", seed=1)
-    assert metrics(tmp_path / "other") != metrics(tuned["classification"])
-
-
-def test_a_stopped_run_goes_on_to_the_same_bits(trained, data, tuned, tmp_path, monkeypatch):
-    """Stopped in its second evaluation, after the first checkpoint."""
-    calls = []
-    real = finetune.run_features
-
-    def failing(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(finetune, "run_features", failing)
-    workdir = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
-        run(trained, data, workdir)
-    assert Checkpoints(workdir / "checkpoints", read_only=True).steps == [30]
-    assert not (workdir / "results.json").exists()
-    run(trained, data, workdir)
-    assert metrics(workdir) == metrics(tuned["classification"])
-    assert bits(load_params(workdir)) == bits(load_params(tuned["classification"]))
-    results = [
-        json.loads((d / "results.json").read_text()) for d in (workdir, tuned["classification"])
-    ]
-    for result in results:
-        del result["seconds"], result["goodput"]
-    assert results[0] == results[1]
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(trained, data, tmp_path):
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        run(trained, data, tmp_path / name, seed=seed, epochs=0.5)
+    one, again, other = (metrics(tmp_path / name) for name in ("one", "again", "other"))
+    assert one == again != other
+    assert bits(load_params(tmp_path / "one")) == bits(load_params(tmp_path / "again"))
 
 
 def test_a_run_on_other_training_data_is_not_continued(trained, data, tuned, tmp_path):
@@ -156,19 +128,3 @@ def test_a_run_on_other_training_data_is_not_continued(trained, data, tuned, tmp
     config = make_config(trained, data=str(other))
     with pytest.raises(UserError, match=r"holds a run with another config .*train_features"):
         finetune.finetune(config, tuned["classification"])
-
-
-def test_eight_devices_give_the_same_result(trained, data, tuned, tmp_path, monkeypatch):
-    monkeypatch.undo()
-    config = make_config(trained, data=str(data / "classification"))
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
-    results = finetune.finetune(config, tmp_path / "run")
-    one = json.loads((tuned["classification"] / "results.json").read_text())
-    assert results["scores"]["dev"]["accuracy"] == pytest.approx(
-        one["scores"]["dev"]["accuracy"], abs=0.02
-    )
-    for ours, theirs in zip(
-        metrics(tmp_path / "run"), metrics(tuned["classification"]), strict=True
-    ):
-        if ours["step"] <= 10 and "loss" in ours:
-            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
