@@ -1,5 +1,6 @@
 """The scores of conlleval, against hand-made cases and its rules written out."""
 
+import itertools
 import random
 import re
 
@@ -8,6 +9,8 @@ from data_packs import pack
 
 from bert_jax.errors import UserError
 from bert_jax.tasks import conll
+from bert_jax.tasks.base import Source
+from bert_jax.tasks.tagging import Tagging
 
 
 def _score(gold: str, predicted: str) -> tuple[int, int, int]:
@@ -27,6 +30,12 @@ def _score(gold: str, predicted: str) -> tuple[int, int, int]:
         ("B-X I-Y I-Y", [("X", 0, 1), ("Y", 1, 3)]),  # an I of another type begins an entity
         ("O I-X O I-X", [("X", 1, 2), ("X", 3, 4)]),
         ("B-a-b I-a-b I-a", [("a-b", 0, 2), ("a", 2, 3)]),  # types with hyphens
+        ("E-X I-X", [("X", 0, 1), ("X", 1, 2)]),  # IOE: what follows an E begins anew
+        ("E-X E-X", [("X", 0, 1), ("X", 1, 2)]),
+        ("B-X E-X E-X", [("X", 0, 2), ("X", 2, 3)]),
+        ("B-X L-X I-X L-X", [("X", 0, 2), ("X", 2, 4)]),  # BILOU
+        ("S-X I-X U-X", [("X", 0, 1), ("X", 1, 2), ("X", 2, 3)]),
+        ("B-X E-X B-X E-X", [("X", 0, 2), ("X", 2, 4)]),  # BIOES: neighbours of one type
     ],
 )
 def test_entities_by_the_rules_of_conlleval(tags, entities):
@@ -67,23 +76,36 @@ def test_scores_of_nothing_are_zero():
     assert (none.precision, none.recall, none.f1) == (0, 0, 0)
 
 
-def _reference(gold, predicted):
+# Pairs of letters, of the word before and this one, between which an entity of a type ends, and
+# another begins. The first of each are those of the script of CoNLL-2000; those of S were added to
+# it by others, for BIOES, as was the end of an E before a B.
+ENDS = "BB BO IB IO EE EI EO", "EB ES BS IS SB SE SI SO SS"
+STARTS = "BB IB OB OI EE EI OE", "EB ES BS IS OS SB SE SI SS"
+
+
+def _reference(gold, predicted, official=False):
     """conlleval's loop with its two predicates, its line per word and its state.
 
     Source of the rules: the Perl script of CoNLL-2000 (endOfChunk, startOfChunk, $inCorrect).
+    official: without what others added to it.
     """
+    ending, starting = (
+        set(" ".join(pairs[: 1 if official else 2]).split()) for pairs in (ENDS, STARTS)
+    )
 
     def split(tag):
         match = re.match(r"^([^-]*)-(.*)$", tag)
         return match.groups() if match else (tag, "")
 
+    def letters(before, now):
+        both = before[0] + now[0]
+        return both if official else both.replace("U", "S").replace("L", "E")
+
     def ends(before, now):
-        pairs = {("B", "B"), ("B", "O"), ("I", "B"), ("I", "O")}
-        return (before[0], now[0]) in pairs or (before[0] != "O" and before[1] != now[1])
+        return letters(before, now) in ending or (before[0] != "O" and before[1] != now[1])
 
     def starts(before, now):
-        pairs = {("B", "B"), ("I", "B"), ("O", "B"), ("O", "I")}
-        return (before[0], now[0]) in pairs or (now[0] != "O" and before[1] != now[1])
+        return letters(before, now) in starting or (now[0] != "O" and before[1] != now[1])
 
     counts = {"gold": {}, "found": {}, "correct": {}}
     tokens = right = 0
@@ -120,25 +142,73 @@ def _reference(gold, predicted):
     return counts, right / tokens
 
 
-def test_fuzz_against_the_written_out_rules():
-    random.seed(0)
-    tags = ["O", "O", "B-X", "I-X", "I-X", "B-Y", "I-Y"]
+SCHEMES = {"IOB": "OOBIIBI", "IOE": "OOEIIEI", "BIOES": "OOBIESBIE", "BILOU": "OOBILUBIL"}
+SCHEMES |= {"all": "OOOBBIIEESLU"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_fuzz_against_the_written_out_rules(scheme, tmp_path):
+    """Tags at random, and so most of them astray; in memory, and through files."""
+    rng = random.Random(scheme)
+    official = scheme in ("IOB", "IOE")
+    tags = [
+        letter if letter == "O" else f"{letter}-{'XXY'[rng.randrange(3)]}"
+        for letter in SCHEMES[scheme] * 3
+    ]
     several = 0
-    for _ in range(3000):
-        gold = [random.choices(tags, k=random.randint(1, 7)) for _ in range(random.randint(1, 3))]
+    for _ in range(1500):
+        gold = [rng.choices(tags, k=rng.randint(1, 7)) for _ in range(rng.randint(1, 3))]
         # Most tags are kept, so that entities are often right.
-        kept = random.random()
-        predicted = [
-            [t if random.random() < kept else random.choice(tags) for t in s] for s in gold
-        ]
-        expected, accuracy = _reference(gold, predicted)
+        kept = rng.random()
+        predicted = [[t if rng.random() < kept else rng.choice(tags) for t in s] for s in gold]
+        expected, accuracy = _reference(gold, predicted, official)
         counts = conll.count(gold, predicted)
         for name in ("gold", "found", "correct"):
             found = {kind: getattr(row, name) for kind, row in counts.items()}
             assert {k: n for k, n in found.items() if n} == expected[name], (gold, predicted)
         assert conll.accuracy(gold, predicted) == accuracy
         several += sum(expected["correct"].values()) > 1
-    assert several > 500
+        if several % 10 == 1:
+            _check_files(tmp_path, gold, predicted, expected, accuracy)
+    assert several > 250
+
+
+def _check_files(folder, gold, predicted, expected, accuracy):
+    """Of files of the gold tags and of predictions, the latter with and without a gold column."""
+    task = Tagging("custom")
+    sides = [list(itertools.chain(*side)) for side in (gold, predicted)]
+
+    def write(name, *columns):
+        rows = iter(zip(*columns, strict=True))
+        blocks = ["\n".join(f"w {' '.join(next(rows))}" for _ in tags) for tags in gold]
+        (folder / name).write_text("\n\n".join(blocks) + "\n")
+        return folder / name
+
+    examples = task.read(Source(files={"dev": str(write("gold", sides[0]))}), "dev")
+    for columns in (sides, sides[1:]):
+        scores = task.score(examples, task.read_predictions(write("found", *columns), examples))
+        number = {name: sum(kinds.values()) for name, kinds in expected.items()}
+        assert scores["accuracy"] == accuracy
+        assert scores["precision"] == number["correct"] / max(number["found"], 1)
+        assert scores["recall"] == number["correct"] / max(number["gold"], 1)
+
+
+def test_predictions_of_ours_for_gold_in_iob1_are_right_word_by_word(tmp_path):
+    """Our file holds both columns in IOB2, which conlleval compares."""
+    path = tmp_path / "gold"
+    path.write_text("a I-X\nb I-X\nc O\n")
+    task = Tagging("custom")
+    examples = task.read(Source(files={"dev": str(path)}), "dev")
+    assert examples[0].written == ("I-X", "I-X", "O")
+    predictions = [("B-X", "I-X", "O")]
+    assert task.score(examples, predictions)["accuracy"] == 1
+    written, report = task.write(tmp_path, "dev", examples, predictions)
+    assert "accuracy: 100.00%" in report.read_text()
+    assert task.score(examples, task.read_predictions(written, examples))["accuracy"] == 1
+    # A file of predictions alone is compared with the gold tags as they are.
+    written.write_text("a B-X\nb I-X\nc O\n")
+    scores = task.score(examples, task.read_predictions(written, examples))
+    assert (scores["accuracy"], scores["f1"]) == (pytest.approx(2 / 3), 1)
 
 
 def test_report_reads_like_conlleval():
@@ -167,6 +237,7 @@ def test_character_f1_of_klue():
         ("B-X I-X O B-X B-X", "B-X I-X O B-X B-X"),  # IOB2
         ("B-X E-X O S-X S-X B-Y I-Y E-Y", "B-X I-X O B-X B-X B-Y I-Y I-Y"),  # BIOES
         ("B-X L-X O U-X", "B-X I-X O B-X"),  # BILOU
+        ("B-X E-X E-X I-X", "B-X I-X B-X B-X"),  # a broken scheme
         ("I-X I-Y", "B-X B-Y"),
     ],
 )

@@ -15,7 +15,7 @@ from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
-from bert_jax.tasks import conll, tagging
+from bert_jax.tasks import conll, tagging_windows
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.tagging import Sentence, Tagging
 
@@ -284,7 +284,7 @@ def test_predictions_in_another_scheme_count_as_the_same_entities(tmp_path):
 @pytest.mark.parametrize("room", [1, 2, 3, 4, 5, 8, 9])
 def test_every_piece_is_tagged_where_it_has_the_most_context(room):
     units = [(place, place, place + 1) for place in range(5, 28)]
-    chosen = list(tagging._windows(range(5, 28), units, 40, room))
+    chosen = list(tagging_windows.windows(range(5, 28), units, 40, room))
     assert sorted(unit for _, kept in chosen for unit in kept) == units
     starts = {*range(5, 28 - room, max(room // 2, 1)), 28 - room}
     for start, kept in chosen:

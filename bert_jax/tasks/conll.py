@@ -17,7 +17,7 @@ from bert_jax.tasks.rows import read_lines
 
 Tags = Sequence[str]
 
-_LETTERS = {"S": "B", "U": "B", "E": "I", "L": "I"}  # of BIOES and BILOU in IOB2
+_BEGIN, _END = "BSU", "ESLU"  # letters at the beginning and at the end of an entity
 _TAG = re.compile(r"O|[BIESLU]-.+")
 _DOCUMENT = "-DOCSTART-"
 _HEADER = "##"
@@ -29,6 +29,8 @@ class Sentence:
 
     words: its words; of running text (KLUE), its characters. tags: IOB2, one a word, or None.
     where: `file:line` of the first word; the others follow, a line each. group: its document.
+    written: the tags as the file has them, in whatever scheme. others: of each word, the columns
+    between word and tag.
     """
 
     id: str
@@ -36,6 +38,8 @@ class Sentence:
     tags: tuple[str, ...] | None = None
     where: str = ""
     group: str = ""
+    written: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    others: tuple[tuple[str, ...], ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     def where_word(self, place: int) -> str:
         """Where a word was read."""
@@ -64,19 +68,21 @@ def read_sentences(path: Path, joined: bool = False) -> list[Sentence]:
                     f"{path}:{number}: {len(columns)} columns, where the lines above have {width}; "
                     "each line must hold a word and its tag, with a blank line after a sentence"
                 )
-        tags = None
+        written: tuple[str, ...] = ()
         if width > 1:
             for number, columns in block:
                 if not _TAG.fullmatch(columns[-1]):
                     raise _not_a_tag(path, number, columns[-1])
-            tags = to_iob2([columns[-1] for _, columns in block])
+            written = tuple(columns[-1] for _, columns in block)
         sentences.append(
             Sentence(
                 id=name or str(len(sentences)),
                 words=tuple(columns[0] for _, columns in block),
-                tags=tags,
+                tags=to_iob2(written) if width > 1 else None,
                 where=f"{path}:{block[0][0]}",
                 group=f"{path.name}#{document}" if document else "",
+                written=written,
+                others=tuple(tuple(columns[1:-1]) for _, columns in block) if width > 2 else (),
             )
         )
     if not sentences:
@@ -84,13 +90,21 @@ def read_sentences(path: Path, joined: bool = False) -> list[Sentence]:
     return sentences
 
 
-def read_tags(
-    path: Path, sentences: Sequence[Sentence], joined: bool = False
-) -> list[tuple[str, ...]]:
-    """The last column of a file with the same words as `sentences`.
+class TagsOfFile(tuple[str, ...]):
+    """Predicted tags of a sentence as IOB2, from a file.
+
+    written: the gold and the predicted tag of each word as conlleval reads them: not converted.
+    """
+
+    written: Sequence[tuple[str, str]]
+
+
+def read_tags(path: Path, sentences: Sequence[Sentence], joined: bool = False) -> list[TagsOfFile]:
+    """Reads the last column of a file with the same words as `sentences`.
 
     BIOES, BILOU and files in IOB1 become IOB2; IOB2 stays as it is, as a stray I counts in some
-    scores.
+    scores. The gold tags that are `written` are those beside the prediction, where the file has a
+    column of tags there with the entities of `sentences`; else those of the file of `sentences`.
 
     Raises: UserError where it has other sentences, or something else than tags.
     """
@@ -112,11 +126,24 @@ def read_tags(
     if len(blocks) != len(sentences):
         raise UserError(f"{path}: {len(blocks)} sentences, where there should be {len(sentences)}")
     tags = [tuple(columns[-1] for _, columns in block) for block in blocks]
-    others = any(tag[0] in _LETTERS for sentence in tags for tag in sentence)
+    others = any(tag[0] not in "BIO" for sentence in tags for tag in sentence)
     # Of running text a stray I is always one: IOB1 is a scheme of words.
-    if others or (not joined and _is_iob1(tags)):
-        return [to_iob2(sentence) for sentence in tags]
-    return tags
+    convert = others or (not joined and _is_iob1(tags))
+    found = []
+    for sentence, block, predicted in zip(sentences, blocks, tags, strict=True):
+        one = TagsOfFile(to_iob2(predicted) if convert else predicted)
+        gold = _gold_beside(block, sentence) or sentence.written or sentence.tags or predicted
+        one.written = tuple(zip(gold, predicted, strict=True))
+        found.append(one)
+    return found
+
+
+def _gold_beside(block: Sequence[tuple[int, Sequence[str]]], sentence: Sentence) -> Tags:
+    """Returns the column before the last if it holds the gold tags of a sentence, else nothing."""
+    column = [columns[-2] for _, columns in block if len(columns) > 2]
+    if len(column) < len(block) or not all(map(_TAG.fullmatch, column)):
+        return ()
+    return column if to_iob2(column) == sentence.tags else ()
 
 
 def _is_iob1(sentences: Iterable[Tags]) -> bool:
@@ -135,20 +162,25 @@ def to_iob2(tags: Tags) -> tuple[str, ...]:
 
 
 def chunks(tags: Tags, strict: bool = False) -> list[tuple[str, int, int]]:
-    """Entities (type, start, end) of a sentence in IOB1, IOB2, BIOES or BILOU.
+    """Finds the entities (type, start, end) of a sentence in IOB1, IOB2, IOE, BIOES or BILOU.
 
-    As in conlleval an entity begins at any B, and at an I that does not continue one of its type;
-    `strict` (seqeval's IOB2, KLUE): at a B only, and a stray I is outside.
+    As in conlleval a tag goes on with the entity before it if that is of its type, unless it is a B
+    or follows an E: so `E-X I-X` are two entities. S and U, which that script does not know, are
+    both a B and an E, and L is an E. And a B ends whatever is before it; to conlleval it does not
+    end an E, which no file has that is all of one scheme that the script knows.
+
+    strict: as seqeval's IOB2 and KLUE have it, an entity begins at B, S and U alone; what else does
+    not go on with one is outside.
     """
-    found, kind, start = [], "", 0
+    found, kind, start, before = [], "", 0, "O"
     for place, tag in enumerate([*tags, "O"]):
         letter, _, new = tag.partition("-")
-        letter = _LETTERS.get(letter, letter)
-        if letter == "I" and new == kind:
-            continue
-        if kind:
-            found.append((kind, start, place))
-        kind, start = "" if strict and letter == "I" else new, place
+        goes_on = kind and new == kind and letter not in _BEGIN and before not in _END
+        if not goes_on:
+            if kind:
+                found.append((kind, start, place))
+            kind, start = "" if strict and letter not in _BEGIN else new, place
+        before = letter
     return found
 
 
@@ -207,7 +239,7 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 def accuracy(gold: Sequence[Tags], predicted: Sequence[Tags]) -> float:
-    """The share of words with the right tag."""
+    """Computes the share of words with the right tag, as both sides write it."""
     pairs = [p for g, t in zip(gold, predicted, strict=True) for p in zip(g, t, strict=True)]
     return sum(a == b for a, b in pairs) / max(len(pairs), 1)
 

@@ -23,8 +23,13 @@ from bert_jax.objectives.finetuning import Tag
 from bert_jax.tasks import conll, rows
 from bert_jax.tasks.base import Feature, Source, file_of
 from bert_jax.tasks.conll import Sentence
-
-_Unit = tuple[int, int, int]  # place of a piece; first word and end of the words that it tags
+from bert_jax.tasks.tagging_windows import (
+    Unit,
+    filled,
+    pieces_of_text,
+    pieces_of_words,
+    windows,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +109,11 @@ class Tagging:
                 f"has {', '.join(self.labels)}; words with such tags, never predicted: "
                 f"{len(unknown):,}"
             )
-        pieces = _pieces_of_text if self.joined else _pieces_of_words
+        pieces = pieces_of_text if self.joined else pieces_of_words
         features = []
         for place, stream, inside, units in self._streams(examples, pieces(examples, tokenizer)):
             tags = examples[place].tags
-            for start, kept in _windows(inside, units, len(stream), max_length - 2):
+            for start, kept in windows(inside, units, len(stream), max_length - 2):
                 ids = stream[start : start + max_length - 2]
                 tokens = np.array([tokenizer.cls_id, *ids, tokenizer.sep_id], np.int32)
                 arrays = {"tokens": tokens, "segments": np.zeros_like(tokens)}
@@ -121,8 +126,8 @@ class Tagging:
         return features
 
     def _streams(
-        self, examples: Sequence[Sentence], pieces: Sequence[tuple[list[int], list[_Unit]]]
-    ) -> Iterator[tuple[int, list[int], range, list[_Unit]]]:
+        self, examples: Sequence[Sentence], pieces: Sequence[tuple[list[int], list[Unit]]]
+    ) -> Iterator[tuple[int, list[int], range, list[Unit]]]:
         """Of each sentence: its number, ids of its document, its range in them, units in them."""
         context = self.document_context
 
@@ -162,7 +167,43 @@ class Tagging:
                 tag = self.labels[number]
                 inside = tag if tag == "O" else f"I-{tag[2:]}"
                 result[feature.example][first:end] = [tag] + [inside] * (end - first - 1)
-        return [_filled(tags) for tags in result]
+        return [filled(tags) for tags in result]
+
+    predicted_columns = ("prediction", "probability")
+
+    def input_columns(self, example: Sentence) -> Mapping[str, str]:
+        """See `tasks.base.Task`: none, as files of sentences have no names of columns."""
+        return {}
+
+    def table(
+        self,
+        examples: Sequence[Sentence],
+        features: Sequence[Feature],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        predictions: Sequence[conll.Tags],
+    ) -> Iterator[dict[str, Any]]:
+        """Makes a row of each word: its sentence, the other columns of the file, the prediction.
+
+        The probability is that of the tag of the piece that the word is tagged by; none where no
+        piece does.
+        """
+        from scipy import special  # late: a start does without
+
+        shares: list[list[float | None]] = [[None] * len(example.words) for example in examples]
+        for feature, output in zip(features, outputs, strict=True):
+            found = special.softmax(np.float64(output["logits"][feature.info[:, 0]]), axis=-1)
+            for best, (_, first, end) in zip(found.max(axis=-1), feature.info, strict=True):
+                shares[feature.example][first:end] = [float(best)] * (end - first)
+        for example, tags, row in zip(examples, predictions, shares, strict=True):
+            for place, (word, tag, share) in enumerate(zip(example.words, tags, row, strict=True)):
+                others = example.others[place] if example.others else ()
+                yield {
+                    "sentence": example.id,
+                    "word": word,
+                    **{f"column_{number}": cell for number, cell in enumerate(others, 2)},
+                    **({"tag": example.written[place]} if example.written else {}),
+                    **dict(zip(self.predicted_columns, (tag, share), strict=True)),
+                }
 
     def _scored(
         self, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]
@@ -178,19 +219,32 @@ class Tagging:
             predicted.append(list(itertools.compress(tags, chosen)))
         return gold, predicted
 
+    def _written(
+        self, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]
+    ) -> tuple[list[conll.Tags], list[conll.Tags]]:
+        """Gold and predicted tags that count, in the scheme of the file that they are from."""
+        gold, written = [], []
+        for example, tags in zip(examples, predictions, strict=True):
+            pairs = tags.written if isinstance(tags, conll.TagsOfFile) else ()
+            sides = tuple(zip(*pairs, strict=True)) or (example.tags, tags)
+            gold.append(dataclasses.replace(example, tags=sides[0]))
+            written.append(sides[1])
+        return self._scored(gold, written)
+
     def score(
         self, examples: Sequence[Sentence], predictions: Sequence[conll.Tags]
     ) -> dict[str, float]:
         """What conlleval counts: f1, precision, recall, accuracy, and f1_TYPE of each type.
 
-        Of running text also KLUE's entity_macro_f1 (mean over the types of either, strict IOB2)
-        and char_macro_f1.
+        The accuracy of tags of a file is that of the tags as it has them, whatever its scheme; of
+        the model's tags, in IOB2. Of running text also KLUE's entity_macro_f1 (mean over the types
+        of either, strict IOB2) and char_macro_f1.
         """
         gold, predicted = self._scored(examples, predictions)
         counts = conll.count(gold, predicted)
         every = conll.total(counts.values())
         scores = {"f1": every.f1, "precision": every.precision, "recall": every.recall}
-        scores["accuracy"] = conll.accuracy(gold, predicted)
+        scores["accuracy"] = conll.accuracy(*self._written(examples, predictions))
         if self.joined:
             strict = conll.count(gold, predicted, strict=True).values()
             scores["entity_macro_f1"] = sum(row.f1 for row in strict) / max(len(strict), 1)
@@ -233,7 +287,7 @@ class Tagging:
             paths.append(write_whole(folder / f"{split}_conlleval.txt", report))
         return paths
 
-    def read_predictions(self, path: Path, examples: Sequence[Sentence]) -> list[tuple[str, ...]]:
+    def read_predictions(self, path: Path, examples: Sequence[Sentence]) -> list[conll.TagsOfFile]:
         """The last column of a CoNLL file with the same sentences."""
         return conll.read_tags(path, examples, self.joined)
 
@@ -260,86 +314,6 @@ def _from_tfds(where: str, row: Mapping[str, Any]) -> Sentence:
             f"{where}: no columns tokens and ner, but {', '.join(row)}: is it a tagging data set?"
         )
     return Sentence(where, tuple(row["tokens"]), conll.to_iob2(row["ner"]), where)
-
-
-def _pieces_of_words(
-    examples: Sequence[Sentence], tokenizer: Tokenizer
-) -> list[tuple[list[int], list[_Unit]]]:
-    """Of each sentence: its ids, and the first piece of each word as its unit."""
-    words = tokenizer.encode_batch([word for example in examples for word in example.words])
-    encoded = iter(words)
-    result = []
-    for example in examples:
-        ids: list[int] = []
-        units = []
-        for place in range(len(example.words)):
-            units.append((len(ids), place, place + 1))
-            ids += next(encoded) or [tokenizer.unk_id]  # control characters alone give no piece
-        result.append((ids, units))
-    return result
-
-
-def _pieces_of_text(
-    examples: Sequence[Sentence], tokenizer: Tokenizer
-) -> list[tuple[list[int], list[_Unit]]]:
-    """Of each sentence: its ids, and every piece that begins a new character as a unit."""
-    texts = ["".join(example.words) for example in examples]
-    encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
-    result = []
-    for example, text, encoding in zip(examples, texts, encodings, strict=True):
-        words = [place for place, word in enumerate(example.words) for _ in word]
-        units = []
-        covered = 0  # several pieces can share a character, which the first of them tags
-        limits = [*(start for start, _ in encoding.offsets[1:]), len(text)]
-        pieces = zip(encoding.offsets, limits, strict=False)  # without any piece there is a limit
-        for place, ((start, end), limit) in enumerate(pieces):
-            while end < limit and not text[end].isspace():  # accents, letters that were composed
-                end += 1
-            while start < end and text[start].isspace():  # unigram pieces begin with the space
-                start += 1
-            if start < end and words[end - 1] >= covered:
-                units.append((place, max(words[start], covered), words[end - 1] + 1))
-                covered = words[end - 1] + 1
-        result.append((encoding.ids, units))
-    return result
-
-
-def _windows(
-    inside: range, units: Sequence[_Unit], total: int, room: int
-) -> Iterator[tuple[int, list[_Unit]]]:
-    """Windows of `room` places of a stream of `total`: their starts, and the units they tag.
-
-    The sentence lies at `inside`. One that fits is in the middle of its window, as far as the
-    stream goes. Else windows begin every half room, and each unit is tagged where it has the most
-    context on its poorer side.
-    """
-    if len(inside) <= room:
-        start = inside.start - (room - len(inside)) // 2
-        yield max(min(start, total - room), 0), list(units)
-        return
-    stride = max(room // 2, 1)
-    starts = [*range(inside.start, inside.stop - room, stride), inside.stop - room]
-    kept: dict[int, list[_Unit]] = {start: [] for start in starts}
-    for unit in units:
-        last = min((unit[0] - inside.start) // stride, len(starts) - 1)
-        near = starts[max(last - 3, 0) : last + 2]  # all that can hold it
-        best = max(near, key=lambda start: min(unit[0] - start, start + room - 1 - unit[0]))
-        kept[best].append(unit)
-    yield from ((start, chosen) for start, chosen in kept.items() if chosen)
-
-
-def _filled(tags: Sequence[str | None]) -> tuple[str, ...]:
-    """Tags with those of what no piece holds."""
-    result: list[str] = []
-    following = "O"
-    behind = []  # the next tag there is, for each place
-    for tag in reversed(tags):
-        following = tag or following
-        behind.append(following)
-    for tag, following in zip(tags, reversed(behind), strict=True):
-        goes_on = following[0] == "I" and bool(result) and result[-1][1:] == following[1:]
-        result.append(tag or (following if goes_on else "O"))
-    return tuple(result)
 
 
 TASKS = (
