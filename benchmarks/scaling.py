@@ -34,6 +34,7 @@ from bert_jax.data.corpus_writer import UnitWriter, assemble
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
 from bert_jax.data.tokenizer import wordpiece_tokenizer
+from bert_jax.outputs import check_output
 
 _DOCUMENTS = flags.DEFINE_list("documents", ["1000", "10000", "100000"], "Sizes of corpora.")
 _ROWS = flags.DEFINE_list("rows", ["4", "8", "16", "32"], "Rows of a step.")
@@ -160,10 +161,11 @@ def main() -> None:
     """Measures all points, curve by curve."""
     if not OUTPUT.value:
         raise errors.UserError("--output=FILE.png is needed")
+    output = check_output(Path(OUTPUT.value))
     with tempfile.TemporaryDirectory() as folder:
         curves = points(Path(folder))
         results = {name: contest(curve) for name, curve in curves.items()}
-    plot(results, Path(OUTPUT.value))
+    plot(results, output)
     for name, curve in results.items():
         print(f"\n{name}\n")
         show(curve, {})

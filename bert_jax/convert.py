@@ -11,6 +11,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -18,6 +19,7 @@ from absl import flags
 from bert_jax import errors, hugging_face, tf1
 from bert_jax.errors import UserError
 from bert_jax.models.layers import ACTIVATIONS
+from bert_jax.outputs import check_folder
 from bert_jax.weights import Pretrained, add_tokens, open_model, read_tokens, save_model
 
 _READERS = {"run": open_model, "hf": hugging_face.read, "tf1": tf1.read}
@@ -41,6 +43,7 @@ def main() -> None:
         raise UserError("both --src=FOLDER and --dst=FOLDER are needed")
     if (_FROM.value, _TO.value) == ("run", "run") and not (_ADD_TOKENS.value or _ACTIVATION.value):
         raise UserError("nothing to do: give --from=hf|tf1, --to=hf|tf1 or --add_tokens=FILE")
+    check_folder(Path(_DST.value), "--dst")
     tokens = read_tokens(_ADD_TOKENS.value) if _ADD_TOKENS.value else []
     pretrained = _READERS[_FROM.value](_SRC.value)
     if _ACTIVATION.value:

@@ -31,12 +31,14 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import written_whole
 from bert_jax.inference import Model, load
+from bert_jax.outputs import check_output
 from bert_jax.tasks.rows import read_lines
 from bert_jax.tasks.squad_windows import Pieces, windows
 
 LEVELS = ("pieces", "words", "text")
 _CHUNK = 1024  # texts at a time: bounds the memory, whatever the file
 _LONGEST_TOKEN = 100
+_ARRAYS = ("layers", "offsets", "tokens", "vectors")
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, Hugging Face or TF1 folder.")
 _INPUT = flags.DEFINE_string("input", None, "Text file, a text a line.")
@@ -56,6 +58,7 @@ def main() -> None:
     except ValueError:
         raise UserError(f"--layers={','.join(_LAYERS.value)} must be numbers: -1,-2") from None
     texts, output = Path(_INPUT.value), Path(OUTPUT.value)
+    check_output(output, _is_ours, [texts])  # before the model is opened
     shape = write_features(
         load(_CHECKPOINT.value), texts, output, layers, _LEVEL.value, _MAX_LENGTH.value
     )
@@ -76,19 +79,15 @@ def write_features(
 
     Returns: [N, K, D].
     Raises: UserError: a layer or length that the model does not have; no readable, non-empty file,
-      or one that changes.
+      or one that changes; `output` is one of the texts, or holds something else than features.
     """
+    output = check_output(output, _is_ours, [texts])
     if texts.exists() and not texts.is_file():
         raise UserError(f"{texts} is not a file, which can be read twice: write the texts to one")
     longest = model.encoder.max_positions
     if not layers:
         raise UserError("--layers names no layer")
-    for layer in layers:
-        if not -model.encoder.layers - 1 <= layer <= model.encoder.layers:
-            raise UserError(
-                f"there is no layer {layer}: the model has 0 (embeddings) to "
-                f"{model.encoder.layers}, or -1 back to {-model.encoder.layers - 1}"
-            )
+    model.check_layers(layers)
     if max_length and not 3 <= max_length <= longest:
         raise UserError(f"max_length={max_length} must lie between 3 and {longest}")
     room = (max_length or longest) - 2
@@ -125,6 +124,14 @@ def write_features(
         if found != counts:
             raise UserError(f"{texts} changed while it was read")
     return shape
+
+
+def _is_ours(path: Path) -> bool:
+    """Says whether a file holds features, so that new ones may replace it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return sorted(file.namelist()) == sorted(f"{name}.npy" for name in _ARRAYS)
 
 
 def _encoded(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:

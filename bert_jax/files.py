@@ -36,8 +36,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     If something goes wrong inside, it is removed, and `path` stays as it was.
 
-    Raises: OSError, with the name of `path`: it cannot be written.
+    Raises: OSError, with the name of `path`: it cannot be written. UserError: it is a device or
+      another special file, which the root user could replace by a file.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is a device or another special file; name another")
     path.parent.mkdir(parents=True, exist_ok=True)
     made = _beside(path)
     try:

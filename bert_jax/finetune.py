@@ -12,8 +12,9 @@ the model is the one in --workdir.
 import dataclasses
 import functools
 import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bert_jax import (
     inference,
     memory,
     optim,
+    prediction_table,
     schemas,
     sharding,
     tasks,
@@ -33,16 +35,17 @@ from bert_jax import (
     weights,
 )
 from bert_jax.checkpoint import has_checkpoint, load_params
-from bert_jax.command_line import CONFIG, WORKDIR, given
+from bert_jax.command_line import CONFIG, OUTPUT, WORKDIR, given
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.files import read_checked, read_text
-from bert_jax.finetune_start import initial_params, open_initial
+from bert_jax.finetune_start import as_begun, initial_params, open_initial, read_splits
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
+from bert_jax.outputs import check_folder, check_output
 from bert_jax.task_report import Examples, write_results, write_task
-from bert_jax.tasks.base import Feature, Source, Task, hold_out, run_features
+from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
 from bert_jax.workdir import alone_in, check_same, keep_programs, prepare_workdir
 
 MAY_CHANGE = (
@@ -60,11 +63,16 @@ def main() -> None:
     memory.keep_freed_memory()
     distributed.initialize()
     config, workdir, chosen = CONFIG.value, Path(WORKDIR.value), given()
+    output = Path(OUTPUT.value) if OUTPUT.value else None
+    if output and config.mode == "train":
+        raise errors.UserError("--output has no effect in training: it is for mode=predict or eval")
     tasks.check_custom(config.task, config.custom.family, chosen)
+    if not output:
+        check_folder(workdir)
     if config.mode == "train":
         finetune(config, workdir)
     else:
-        apply_model(config, workdir, chosen)
+        apply_model(config, workdir, chosen, output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +87,16 @@ class Inputs:
     phase: train.Phase
 
 
-def read_inputs(config: Any) -> Inputs:
+def read_inputs(config: Any, workdir: Path | None = None) -> Inputs:
     """Reads all of it, so that what is wrong with a file is told before any training.
 
+    workdir: of a run that may have begun already, and then goes on with its own task.
     Raises: UserError: for everything in the settings and files that prevents the fine-tuning.
     """
     check_ranges(config)
     task, examples = read_examples(config)
+    if workdir and (workdir / "config.json").exists():
+        task = as_begun(task, workdir)
     model = open_initial(config)
     check_settings(config, model.model)
     encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
@@ -93,13 +104,16 @@ def read_inputs(config: Any) -> Inputs:
         _featurise, task, model.tokenizer, config.max_length, encoder.max_positions
     )
     features = {split: featurise(split, some) for split, some in examples.items()}
+    paired = any(feature.arrays["segments"].any() for feature in features["train"])
+    if encoder.segment_types == 1 and paired:
+        distributed.say(f"{config.init_from} has one segment type: {ONE_SEGMENT}")
     phase = build_phase(config, encoder, features["train"], model.tokenizer)
     return Inputs(task, examples, features, model, encoder, phase)
 
 
 def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     """Trains, evaluates and predicts; returns what is in `results.json`."""
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, workdir)
     task, examples, features, phase = inputs.task, inputs.examples, inputs.features, inputs.phase
     model, tokenizer, longest = inputs.model, inputs.model.tokenizer, config.max_length
     body = Body(inputs.encoder, config.features, config.bilstm, config.bilstm_width)
@@ -186,13 +200,19 @@ def _say_finished(workdir: Path) -> None:
 
 
 def apply_model(
-    config: Any, workdir: Path, chosen: Mapping[str, Any] | None = None
+    config: Any,
+    workdir: Path,
+    chosen: Mapping[str, Any] | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates or predicts with the model in the work directory; writes into MODE/ in it.
 
-    chosen: fields that the user set.
+    Args:
+      chosen: fields that the user set.
+      output: a file for the table of `prediction_table`. Then nothing is written into MODE/.
+    Returns: what is in MODE/results.json; with `output`, the scores alone, by split.
     Raises: UserError: it holds no model of this task; the data has no such split; a chosen field
-      that has no effect here is not as it was in training.
+      that has no effect here is not as it was in training; `output` cannot be written.
     """
     check_ranges(config)
     for name in ("task.json", "config.json"):
@@ -201,16 +221,50 @@ def apply_model(
     split = "dev" if config.mode == "eval" else "test"
     used = ("task", "mode", "data", split, "batch_size", "dtype")
     check_same(workdir, chosen or {}, used, whole=False)
+    if output:
+        prediction_table.check_format(output)
+        output = check_output(output)
     model = inference.load(workdir, config.dtype)
     task = model.task
     if task is None or task.name != config.task:
         trained = "nothing" if task is None else task.name
         raise errors.UserError(f"{workdir} was fine-tuned on {trained}, not on {config.task}")
     examples = read_splits(task, config)
-    predicted = {
-        split: model.predict(some, batch_size=config.batch_size) for split, some in examples.items()
+    if output:
+        prediction_table.check_columns(output, task, examples)
+    found = {
+        split: model.predict_table(some, batch_size=config.batch_size)
+        for split, some in examples.items()
     }
-    return _write(workdir, workdir / config.mode, task, examples, predicted, {})
+    predicted = {split: predictions for split, (predictions, _) in found.items()}
+    if output:
+        tables = {split: rows for split, (_, rows) in found.items()}
+        return _write_table(output, task, examples, predicted, tables)
+    folder = workdir / config.mode
+    if (folder / "results.json").exists():
+        distributed.say(f"{folder} is written anew; --output=FILE keeps what is there")
+    return _write(workdir, folder, task, examples, predicted, {})
+
+
+def _write_table(
+    output: Path, task: Task, examples: Examples, predicted: Mapping[str, list[Any]],
+    tables: Mapping[str, Iterable[prediction_table.Row]],
+) -> dict[str, Any]:  # fmt: skip
+    """Writes one table of all splits, and prints the scores of those that have any."""
+    which = {name: {"split": name} if len(tables) > 1 else {} for name in tables}
+    rows = [{**which[split], **row} for split, table in tables.items() for row in table]
+    scores = {
+        split: task.score(examples[split], predictions)
+        for split, predictions in predicted.items()
+        if split.startswith("dev")
+    }
+    if distributed.is_main():
+        prediction_table.write_table(output, rows)
+        if scores:
+            print(json.dumps(scores, indent=2))
+        print(f"{output}: {len(rows):,} rows")
+    distributed.wait_for_all("the table is written")
+    return {"scores": scores}
 
 
 def _write(workdir: Path, folder: Path, *what: Any) -> dict[str, Any]:
@@ -243,61 +297,6 @@ def read_examples(config: Any) -> tuple[Task, Examples]:
     for some in (examples[split] for split in examples if split.startswith("dev")):
         task.score(some, task.baseline(examples["train"], some))
     return task, examples
-
-
-def read_splits(task: Task, config: Any) -> Examples:
-    """The splits that the config's mode needs, each at least one example long.
-
-    Raises: UserError: one that is needed is not there, or has nothing in it.
-    """
-    files = {name: config[name] for name in ("train", "dev", "test") if config[name]}
-    source = Source(config.data, files)
-    if not config.data and not files:
-        raise errors.UserError(
-            "--config.data=FOLDER is needed, or single files (--config.train, dev, test)"
-        )
-    wanted = {
-        "train": task.splits,
-        "eval": [split for split in task.splits if split.startswith("dev")],
-        "predict": [s for s in task.splits if s != "train" and not s.startswith("dev")],
-    }[config.mode]
-    examples: Examples = {
-        split: found for split in wanted if (found := task.read(source, split)) is not None
-    }
-    empty = [split for split, found in examples.items() if not found]
-    where = config.data or ", ".join(files.values())
-    missed = {
-        split: f" (looked for {', '.join(names)})"
-        for split, names in source.missed.items()
-        if names
-    }
-    if empty:
-        raise errors.UserError(f"{where}: the {empty[0]} split of {task.name} is empty")
-    if config.mode != "train":
-        if not examples:
-            raise errors.UserError(
-                f"{where} has no split of {task.name} to {config.mode}{''.join(missed.values())}"
-            )
-        return examples
-    if "train" not in examples:
-        raise errors.UserError(
-            f"{where} has no train split of {task.name}; --config.train=FILE"
-            f"{missed.get('train', '')}"
-        )
-    if config.train_examples:
-        examples["train"] = examples["train"][: config.train_examples]
-    if "dev" in examples:
-        if config.dev_share:
-            distributed.say("dev_share is not used: there is a dev split")
-    else:
-        if not config.dev_share:
-            raise errors.UserError(
-                f"{where} has no dev split of {task.name}: give --config.dev=FILE, or "
-                "--config.dev_share=0.1 to hold out a tenth of the training examples"
-                f"{missed.get('dev', '')}"
-            )
-        examples["train"], examples["dev"] = hold_out(examples["train"], config.dev_share)
-    return examples
 
 
 def check_settings(config: Any, model: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a fine-tuning starts from: the model of `init_from`, with a new head where it needs one."""
+"""What a fine-tuning starts from: its examples, and the model of `init_from` with a new head."""
 
 import dataclasses
 import json
@@ -10,9 +10,80 @@ import jax
 import numpy as np
 
 from bert_jax import distributed, errors, tasks, train, weights
-from bert_jax.tasks.base import Task
+from bert_jax.files import read_json
+from bert_jax.task_report import Examples
+from bert_jax.tasks import scaling
+from bert_jax.tasks.base import Source, Task, hold_out
+from bert_jax.tasks.classification import Classification
 
 HEADS = {"classifier", "span_head", "tag_head", "choice_head"}
+
+
+def read_splits(task: Task, config: Any) -> Examples:
+    """The splits that the config's mode needs, each at least one example long.
+
+    Raises: UserError: one that is needed is not there, or has nothing in it.
+    """
+    files = {name: config[name] for name in ("train", "dev", "test") if config[name]}
+    source = Source(config.data, files)
+    if not config.data and not files:
+        raise errors.UserError(
+            "--config.data=FOLDER is needed, or single files (--config.train, dev, test)"
+        )
+    wanted = {
+        "train": task.splits,
+        "eval": [split for split in task.splits if split.startswith("dev")],
+        "predict": [s for s in task.splits if s != "train" and not s.startswith("dev")],
+    }[config.mode]
+    examples: Examples = {
+        split: found for split in wanted if (found := task.read(source, split)) is not None
+    }
+    empty = [split for split, found in examples.items() if not found]
+    where = config.data or ", ".join(files.values())
+    missed = {
+        split: f" (looked for {', '.join(names)})"
+        for split, names in source.missed.items()
+        if names
+    }
+    if empty:
+        raise errors.UserError(f"{where}: the {empty[0]} split of {task.name} is empty")
+    if config.mode != "train":
+        if not examples:
+            raise errors.UserError(
+                f"{where} has no split of {task.name} to {config.mode}{''.join(missed.values())}"
+            )
+        return examples
+    if "train" not in examples:
+        raise errors.UserError(
+            f"{where} has no train split of {task.name}; --config.train=FILE"
+            f"{missed.get('train', '')}"
+        )
+    if config.train_examples:
+        examples["train"] = examples["train"][: config.train_examples]
+    if "dev" in examples:
+        if config.dev_share:
+            distributed.say("dev_share is not used: there is a dev split")
+    else:
+        if not config.dev_share:
+            raise errors.UserError(
+                f"{where} has no dev split of {task.name}: give --config.dev=FILE, or "
+                "--config.dev_share=0.1 to hold out a tenth of the training examples"
+                f"{missed.get('dev', '')}"
+            )
+        examples["train"], examples["dev"] = hold_out(examples["train"], config.dev_share)
+    return examples
+
+
+def as_begun(task: Task, workdir: Path) -> Task:
+    """The task as the run in the work directory has it.
+
+    One of numbers that began before these were learnt in standard deviations goes on as it began.
+    """
+    if not (isinstance(task, Classification) and task.scales):
+        return task
+    if "standardise" in read_json(workdir / "task.json"):
+        return task
+    return dataclasses.replace(task, standardise=False, scales=())
 
 
 def open_initial(config: Any) -> weights.Pretrained:
@@ -48,6 +119,10 @@ def initial_params(
     if not same_labels(model.task, task):  # the head of another task
         for head in HEADS & given.keys():
             del given[head]
+    elif isinstance(task, Classification) and task.kind == "numbers":
+        before: Any = tasks.from_dict(model.task or {})
+        if old := given.get("classifier"):  # absent where parts were left out since
+            given["classifier"] = scaling.rescaled_head(old, before.scales, task.scales)
     if _reads_others(fresh, given):
         del given["pooler"]
     params, new, unused = weights.merge(fresh, given, config.init_from)

@@ -1,5 +1,6 @@
 """Hugging Face folders of BERT: config.json, model.safetensors and the tokenizer, in and out."""
 
+import dataclasses
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from bert_jax.config import encoder_config
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import library_errors, open_regular, read_checked, write_json, write_whole
-from bert_jax.hugging_face_task import read_task, task_config
+from bert_jax.hugging_face_task import in_own_unit, read_task, task_config
 from bert_jax.published import CLASSIFIER, PARTS, RATES, SIZES, TIED, layout, model_section
 from bert_jax.weights import HUB, Pretrained, check_params, new_folder, some
 
@@ -43,9 +44,12 @@ def read(folder: str | Path) -> Pretrained:
         something does not fit; names and shapes are listed.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
+    # The first library for PyTorch had bert_config.json, as the TF1 releases have.
+    files = [folder / name for name in ("config.json", "bert_config.json")]
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
         raise UserError(f"{folder} holds no Hugging Face model: it has no config.json ({HUB})")
-    config = read_checked(folder / "config.json", schemas.BertConfig)
+    config = read_checked(file, schemas.BertConfig)
     _check_kind(config, folder)
     theirs = dict(_arrays(folder, config))
     if (folder / "added_tokens.json").exists() and not (folder / "tokenizer.json").exists():
@@ -61,7 +65,13 @@ def read(folder: str | Path) -> Pretrained:
     given = settings.get("do_lower_case")
     says = {} if given is None else {f"{path.name} (do_lower_case)": bool(given)}
     check_case(tokenizer, folder, says)
-    return assemble(config, theirs, tokenizer, folder)
+    model = assemble(config, theirs, tokenizer, folder)
+    longest = settings.get("model_max_length")  # of some, 10^30: no limit
+    if model.task is None or not isinstance(longest, int):
+        return model
+    if not 4 <= longest < model.model["max_positions"]:
+        return model
+    return dataclasses.replace(model, tuning={"max_length": longest})
 
 
 def assemble(
@@ -179,6 +189,7 @@ def write(folder: str | Path, pretrained: Pretrained) -> list[str]:
     Returns: which class that is, and the parts that it does not have; a line.
     Raises: UserError: the folder is not empty, or `transformers` has no class for such a model.
     """
+    pretrained = in_own_unit(pretrained)
     params, tokenizer = pretrained.params, pretrained.tokenizer
     architecture, parts = architecture_of(params)
     classes = {part: len(params[part]["dense"]["bias"]) for part in parts}
@@ -195,7 +206,11 @@ def write(folder: str | Path, pretrained: Pretrained) -> list[str]:
     with new_folder(folder) as made:
         write_json(made / "config.json", config)
         safetensors.numpy.save_file(arrays, made / "model.safetensors", {"format": "pt"})
-        _write_tokenizer(made, tokenizer, config["max_position_embeddings"])
+        one_segment = config["type_vocab_size"] == 1
+        longest = config["max_position_embeddings"]
+        if pretrained.task is not None:
+            longest = pretrained.max_length
+        _write_tokenizer(made, tokenizer, longest, one_segment)
     left = sorted(params.keys() - {"encoder", *parts})
     return [f"written as {architecture}" + (f", without {', '.join(left)}" if left else "")]
 
@@ -315,8 +330,11 @@ def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.n
                 yield name, opened.get_tensor(name)
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:
-    """tokenizer.json (and vocab.txt), with the [CLS] and [SEP] that transformers expects it to add.
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int, one_segment: bool) -> None:
+    """Writes tokenizer.json (and vocab.txt), with the [CLS] and [SEP] that it is to add.
+
+    longest: where texts are cut. one_segment: whether both texts of a pair are of segment 0, as in
+    a model that has no other.
 
     The class is the plain one that takes tokenizer.json as it is: BertTokenizer makes its own of
     the vocabulary alone, and so loses added tokens and how Hangul is kept whole.
@@ -324,15 +342,24 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int) -> None:
     tokenizer.save(folder)
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     _, _, cls, sep, _ = tokenizer.special_tokens
-    backend.post_processor = processors.BertProcessing(
-        (sep, tokenizer.sep_id), (cls, tokenizer.cls_id)
-    )
+    names = ["input_ids", "attention_mask"]
+    if one_segment:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[cls, "$A", sep],
+            pair=[cls, "$A", sep, "$B", sep],
+            special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
+        )
+    else:
+        names.insert(1, "token_type_ids")
+        backend.post_processor = processors.BertProcessing(
+            (sep, tokenizer.sep_id), (cls, tokenizer.cls_id)
+        )
     write_whole(folder / "tokenizer.json", backend.to_str(pretty=True))
     roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict(zip(roles, tokenizer.special_tokens, strict=True)),
         "model_max_length": longest,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": names,
     }
     write_json(folder / "tokenizer_config.json", settings)

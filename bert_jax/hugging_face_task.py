@@ -11,11 +11,12 @@ from typing import Any
 
 from bert_jax import tasks
 from bert_jax.errors import UserError
+from bert_jax.tasks import scaling
 from bert_jax.tasks.choice import Choice
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.squad import Answering
 from bert_jax.tasks.tagging import Tagging
-from bert_jax.weights import some
+from bert_jax.weights import Pretrained, some
 
 _OURS = "bert_jax_task"
 _PROBLEMS = {  # kinds of classification, and their problem_type
@@ -65,6 +66,21 @@ def task_config(task: Mapping[str, Any] | None, parts: Mapping[str, int]) -> dic
         if guess is not None and row != guess and _same_head(row, guess):
             config[_OURS] = row
     return config
+
+
+def in_own_unit(pretrained: Pretrained) -> Pretrained:
+    """Returns a model of numbers whose head gives them in their own unit, as transformers reads it.
+
+    The means and standard deviations of `tasks.scaling` go into the weights of the head. Other
+    models stay as they are.
+    """
+    task = pretrained.task
+    if task is None or not task.get("scales"):
+        return pretrained
+    scales = tuple(map(tuple, task["scales"]))
+    head = scaling.rescaled_head(pretrained.params["classifier"], scales, ())
+    params = {**pretrained.params, "classifier": head}
+    return dataclasses.replace(pretrained, params=params, task={**task, "scales": ()})
 
 
 def _guess(

@@ -5,6 +5,7 @@ A fine-tuned model also has what it was fine-tuned for: classify, answer, tag or
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import tasks
+from bert_jax import arguments, tasks
 from bert_jax.data.buckets import Arrays, collate, eval_plan
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -22,7 +23,7 @@ from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 from bert_jax.sharding import ahead
-from bert_jax.task_inference import TaskModel, Text, as_list, batch_limits, side_by_side
+from bert_jax.task_inference import TaskModel, Text, batch_limits, side_by_side
 from bert_jax.tasks.base import join_texts
 from bert_jax.weights import open_model
 
@@ -43,6 +44,8 @@ def load(path: str | Path, dtype: str = "auto") -> "Model":
     Raises:
       UserError: the folder is none of these, or has no checkpoint yet.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"the path of a model is expected, not {path!r:.80}")
     opened = open_model(path)
     for note in opened.notes:
         print(f"{path}: {note}", file=sys.stderr)
@@ -84,8 +87,10 @@ class Model(TaskModel):
           max_length: tokens kept, [CLS] and [SEP] included; default: what the model can take.
             The longer text of a pair is cut first.
         Returns: float32 [L + 1, S, D] for each text, S its own length with [CLS] and [SEP].
+        Raises: UserError: one string as `texts`, something in it that is neither a text nor a pair,
+          too large a `max_length`.
         """
-        encoded = self._encode(as_list(texts), max_length)
+        encoded = self._encode(texts, max_length)
         every = range(self.encoder.layers + 1)
         found = dict(self.activations(encoded, every, batch_size))
         return [found[index] for index in range(len(encoded))]
@@ -101,37 +106,50 @@ class Model(TaskModel):
         """
         if pooling not in ("mean", "cls"):
             raise UserError(f"pooling {pooling!r} is unknown; known: mean, cls")
-        encoded = self._encode(as_list(texts), max_length)
+        encoded = self._encode(texts, max_length)
         place = -1 if self.encoder.causal else 0
         vectors = np.zeros((len(encoded), self.encoder.width), np.float32)
         for index, hidden in self.activations(encoded, [-1]):
             vectors[index] = hidden[0].mean(axis=0) if pooling == "mean" else hidden[0, place]
         return vectors
 
-    def fill_mask(self, text: Text, top: int = 5) -> list[list[Guess]]:
-        """For each [MASK] in the text (or pair), the `top` most probable tokens, best first.
+    def fill_mask(
+        self, text: Text | Sequence[Text], top: int = 5, batch_size: int = 32
+    ) -> list[Any]:
+        """Finds the `top` most probable tokens for each [MASK] of a text, best first.
 
-        Raises: UserError when there is no [MASK] within the length the model can take, or `text` is
-          a list.
+        Args:
+          text: a text, a pair of texts as a tuple, or a list of such.
+          top: how many; those that there are where it is more.
+          batch_size: texts at a time.
+        Returns: a list of `Guess` for each [MASK]; of a list of texts, such a list for each text.
+        Raises: UserError: a text has no [MASK] within the length that the model can take; the model
+          was not trained to fill them.
         """
-        if isinstance(text, list):  # of two, it would be taken for a pair
-            raise UserError("fill_mask takes one text at a time (a pair: as a tuple), not a list")
         if "mlm_head" not in self.params:
             raise UserError("this model has no masked-LM head")
         if self.encoder.causal:
             raise UserError("this model reads from left to right: it was not trained to fill masks")
-        (encoded,) = self._encode([text], None)
-        places = np.flatnonzero(encoded["tokens"] == self.tokenizer.mask_id)
-        if not len(places):
-            mask, length = self.tokenizer.tokens[self.tokenizer.mask_id], len(encoded["tokens"])
-            raise UserError(f"there is no {mask} in the first {length} tokens of the text")
-        ((_, hidden),) = self.activations([encoded], [-1])
-        probabilities = np.asarray(self._fill(self.params, hidden[:, places]))[0]
-        best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-        return [
-            [Guess(self.tokenizer.tokens[i], float(row[i])) for i in guesses]
-            for row, guesses in zip(probabilities, best, strict=True)
-        ]
+        arguments.at_least(top, "top")
+        alone = isinstance(text, str | tuple)
+        texts: Any = [text] if alone else text
+        encoded = self._encode(texts, None)
+        places = [np.flatnonzero(one["tokens"] == self.tokenizer.mask_id) for one in encoded]
+        for number, found in enumerate(places):
+            if not len(found):
+                mask = self.tokenizer.tokens[self.tokenizer.mask_id]
+                length = len(encoded[number]["tokens"])
+                which = "the text" if alone else f"texts[{number}]"
+                raise UserError(f"there is no {mask} in the first {length} tokens of {which}")
+        guesses: list[list[list[Guess]]] = [[] for _ in encoded]
+        for number, hidden in self.activations(encoded, [-1], batch_size):
+            shares = np.asarray(self._fill(self.params, hidden[:, places[number]]))[0]
+            best = np.argsort(-shares, axis=-1, kind="stable")[:, :top]
+            guesses[number] = [
+                [Guess(self.tokenizer.tokens[i], float(row[i])) for i in chosen]
+                for row, chosen in zip(shares, best, strict=True)
+            ]
+        return guesses[0] if alone else guesses
 
     def activations(
         self, sequences: Sequence[Arrays], layers: Sequence[int], batch_size: int = 32
@@ -141,7 +159,10 @@ class Model(TaskModel):
         Args:
           sequences: "tokens" and "segments" int32[S] of each.
           layers: K of the hidden states 0 (the embeddings) .. L; from the last backwards: -1 ..
+        Raises: UserError: there is no such layer.
         """
+        self.check_layers(layers)
+        arguments.at_least(batch_size, "batch_size")
         pad, longest = self.tokenizer.pad_id, self.encoder.max_positions
         lengths = [len(one["tokens"]) for one in sequences]
         plan = eval_plan(lengths, longest, *batch_limits(len(lengths), batch_size))
@@ -155,16 +176,26 @@ class Model(TaskModel):
             for row, index in enumerate(indices):
                 yield int(index), hidden[row, :, : lengths[index]].astype(np.float32)
 
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises UserError: one of the hidden states that are asked for is not there."""
+        last = self.encoder.layers
+        for layer in layers:
+            if not -last - 1 <= arguments.whole(layer, "a layer") <= last:
+                raise UserError(
+                    f"there is no layer {layer}: the model has 0 (embeddings) to {last}, or -1 "
+                    f"back to {-last - 1}"
+                )
+
     def _encode(self, texts: Sequence[Text], max_length: int | None) -> list[dict[str, np.ndarray]]:
         """Tokens and segments int32[S] of each: [CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""
         longest = self.encoder.max_positions
-        limit = longest if max_length is None else max_length
-        parts = [(text,) if isinstance(text, str) else text for text in texts]
+        limit = longest if max_length is None else arguments.whole(max_length, "max_length")
+        parts = arguments.texts_or_pairs(texts)
         for some in parts:
-            if len(some) not in (1, 2):
-                raise UserError(f"a text or a pair of texts is expected, not {some!r}")
             if not len(some) < limit <= longest:
                 least = len(some) + 1
                 raise UserError(f"max_length={limit} must lie between {least} and {longest}")
         pieces = iter(self.tokenizer.encode_batch([t for some in parts for t in some], True))
-        return [join_texts([next(pieces) for _ in some], self.tokenizer, limit) for some in parts]
+        made = [join_texts([next(pieces) for _ in some], self.tokenizer, limit) for some in parts]
+        self._say_of_segments(made)
+        return made

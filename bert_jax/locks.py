@@ -27,7 +27,7 @@ def locked(file: Path) -> Iterator[bool]:
     Raises: OSError: the file cannot be made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as handle:
+    with file.open("a") as handle:  # one that was there keeps what is in it
         mine = True
         try:
             if fcntl is None:

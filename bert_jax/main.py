@@ -32,6 +32,7 @@ from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.outputs import check_folder
 from bert_jax.report import is_finished, write_report
 from bert_jax.weights import merge, open_model
 from bert_jax.workdir import alone_in, keep_programs, prepare_workdir
@@ -48,7 +49,7 @@ def main() -> None:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
     memory.keep_freed_memory()
     distributed.initialize()
-    pretrain(CONFIG.value, Path(WORKDIR.value))
+    pretrain(CONFIG.value, check_folder(Path(WORKDIR.value)))
 
 
 def pretrain(config: Any, workdir: Path) -> None:

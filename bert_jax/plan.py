@@ -44,10 +44,11 @@ from bert_jax.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY
 from bert_jax.config import check_ranges, stretches
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
-from bert_jax.files import write_json
+from bert_jax.files import read_json, write_json
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
+from bert_jax.outputs import check_output
 from bert_jax.plan_text import plan_text, search_text
 from bert_jax.program import Program, read_program
 
@@ -61,6 +62,7 @@ def main() -> None:
     if CONFIG.value is None or not TOPOLOGY.value:
         raise UserError("both --config=configs/pretrain.py:... and --topology=v5e:16x16 are needed")
     config = CONFIG.value
+    output = check_output(Path(OUTPUT.value), _is_ours) if OUTPUT.value else None
     if "masking" not in config:
         raise UserError("only pre-training is planned: --config=configs/pretrain.py")
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free
@@ -76,9 +78,17 @@ def main() -> None:
     objective = build_objective(config, tokenizer)
     find, as_text = (search, search_text) if _SEARCH.value else (plan, plan_text)
     result = find(config, objective, target)
-    if OUTPUT.value:
-        write_json(Path(OUTPUT.value), result)
+    if output:
+        write_json(output, result)
     print(as_text(result))
+
+
+def _is_ours(path: Path) -> bool:
+    """Says whether a file holds a plan, so that a new one may replace it."""
+    try:
+        return {"topology", "slices", "mesh"} <= read_json(path).keys()
+    except UserError:
+        return False
 
 
 def stand_in_tokenizer(vocab_size: int) -> Any:

@@ -16,6 +16,7 @@ from bert_jax.command_line import CONFIG
 from bert_jax.data.beam import Beam
 from bert_jax.data.build import prepare
 from bert_jax.errors import UserError
+from bert_jax.outputs import check_folder
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the corpus to make.")
 _RUNNER = flags.DEFINE_string(
@@ -38,7 +39,7 @@ def main() -> None:
         raise UserError("--beam_options needs --runner")
     beam = Beam(_RUNNER.value, _BEAM_OPTIONS.value) if _RUNNER.value else None
     try:
-        prepare(CONFIG.value, Path(_OUT.value), beam=beam)
+        prepare(CONFIG.value, check_folder(Path(_OUT.value), "--out"), beam=beam)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from here") from interrupt
 

@@ -33,6 +33,7 @@ from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
 from bert_jax.files import read_checked
 from bert_jax.grid import GRIDS, check_grid, name_of, settings
+from bert_jax.outputs import check_folder, check_report
 from bert_jax.paper import (
     FROM_CHECKPOINT,
     PRETRAININGS,
@@ -87,7 +88,7 @@ def main() -> None:
         raise UserError("--workdir=FOLDER is needed, or --topology to plan only")
     memory.keep_freed_memory()
     distributed.initialize()
-    reproduce(config, Path(WORKDIR.value), given())
+    reproduce(config, check_folder(Path(WORKDIR.value)), given())
 
 
 def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell]:
@@ -102,6 +103,8 @@ def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell
         for row in table.rows
         for column in columns_
     ]
+    folder = out / (config.table if config.table.startswith("figure") else f"table{config.table}")
+    check_report(folder, ("table.json", "table.md", "table.png"), ("title", "rows"))
     todo = jobs(config, table, cells, out)
     for job in todo:
         if job.result.exists():  # else the run itself checks
@@ -111,7 +114,6 @@ def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell
     check_settings(config, todo)
     keep_programs(out / "compiled")  # the runs share them
     work(todo)
-    folder = out / (config.table if config.table.startswith("figure") else f"table{config.table}")
     if distributed.is_main():
         write_table(folder, table, cells, perplexities(config, table, out), left_out)
         print((folder / "table.md").read_text(encoding="utf-8"))
@@ -256,7 +258,7 @@ def runs(config: Any, row: Row, column: Column, out: Path) -> dict[str, list[Res
 def points(config: Any, row: Row, column: Column) -> list[dict[str, Any]]:
     """The settings to try: of the grid for GLUE, as the paper did; else the task's own alone."""
     features = {**row.finetuning, **column.finetuning}.get("features")
-    return settings("none" if features else _grid(config, column.task))
+    return settings({} if features else GRIDS[_grid(config, column.task)])
 
 
 def _grid(config: Any, task: str) -> str:

@@ -203,7 +203,7 @@ def write_table(
     """Writes table.md, table.json and table.png."""
     summary = summarise(table, cells, perplexities, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    plot(table, summary, folder / "table.png")
-    write_whole(folder / "table.md", as_markdown(table, summary, notes))
     whole = {"title": table.title, "note": table.note, "left_out": list(notes), "rows": summary}
-    write_json(folder / "table.json", whole)
+    write_json(folder / "table.json", whole)  # first: it tells whose the others are
+    write_whole(folder / "table.md", as_markdown(table, summary, notes))
+    plot(table, summary, folder / "table.png")

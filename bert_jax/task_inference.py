@@ -3,20 +3,21 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from bert_jax import tasks
+from bert_jax import arguments, tasks
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.tasks import choice, conll, squad_read
-from bert_jax.tasks.base import Feature, Task, run_features
+from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
 from bert_jax.tasks.classification import TextExample
 
 R = TypeVar("R")
@@ -87,6 +88,7 @@ class TaskModel:
         self.encoder, self.tokenizer = encoder, tokenizer
         self.params = jax.device_put(params)
         self.task: Task | None = None
+        self._said = False
 
     def set_task(self, task: Task, body: Body, max_length: int | None = None) -> None:
         """Makes the model one that was fine-tuned on `task`.
@@ -97,9 +99,20 @@ class TaskModel:
         self._predict = side_by_side(jax.jit(task.objective(body).predict))
 
     def predict(self, examples: Sequence[Any], batch_size: int = 32) -> list[Any]:
-        """The predictions for examples of the model's task, as `Task.decode` gives them."""
+        """Predicts examples of the model's task; returns what `Task.decode` gives."""
+        return self.predict_table(examples, batch_size)[0]
+
+    def predict_table(
+        self, examples: Sequence[Any], batch_size: int = 32
+    ) -> tuple[list[Any], Iterable[dict[str, Any]]]:
+        """Predicts examples of the model's task.
+
+        Returns: what `Task.decode` gives, and the rows of `Task.table`.
+        """
         task = self._require(tasks.family(self.task) if self.task else "", "predict")
-        return task.decode(examples, *self._run(task, examples, batch_size))
+        features, outputs = self._run(task, examples, batch_size)
+        predictions = task.decode(examples, features, outputs)
+        return predictions, task.table(examples, features, outputs, predictions)
 
     def classify(self, texts: Sequence[Text], batch_size: int = 32) -> list[Label]:
         """The label, labels or numbers of each text or pair.
@@ -110,11 +123,13 @@ class TaskModel:
         task: Any = self._require("classification", "classify texts")
         count = len(task.texts)
         examples = []
-        for text in as_list(texts):
-            parts = (text,) if isinstance(text, str) else tuple(text)
-            if len(parts) != count and (count or len(parts) not in (1, 2)):
+        for place, parts in enumerate(arguments.texts_or_pairs(texts)):
+            if count and len(parts) != count:
                 wanted = "pairs of texts" if count == 2 else "single texts"
-                raise UserError(f"this model was fine-tuned on {wanted}; {text!r} is none")
+                given = parts if len(parts) == 2 else parts[0]
+                raise UserError(
+                    f"this model was fine-tuned on {wanted}; {given!r} is none (texts[{place}])"
+                )
             examples.append(TextExample("", parts, None, ""))
         features, outputs = self._run(task, examples, batch_size)
         labels = task.decode(examples, features, outputs)
@@ -146,15 +161,22 @@ class TaskModel:
           windows (20, as in SQuAD's n-best lists).
         """
         task: Any = self._require("answering", "answer questions")
-        questions = [question] if isinstance(question, str) else question
-        contexts = [context] * len(questions) if isinstance(context, str) else context
+        arguments.at_least(n_best, "n_best")
+        alone = isinstance(question, str)
+        questions = arguments.list_of_texts(
+            [question] if alone else question, "questions", "questions"
+        )
+        if isinstance(context, str):
+            context = [context] * len(questions)
+        contexts = arguments.list_of_texts(context, "contexts", "contexts")
         if len(questions) != len(contexts):
             raise UserError(f"{len(questions)} questions and {len(contexts)} contexts are given")
         task = dataclasses.replace(task, n_best=max(n_best, task.n_best))
         if threshold is not None:
+            arguments.a_number(threshold, "threshold")
             task = dataclasses.replace(task, unanswerable=True, threshold=threshold)
         examples = [
-            squad_read.Question(str(place), *pair)
+            squad_read.Question(str(place), *pair, where=f"questions[{place}]")
             for place, pair in enumerate(zip(questions, contexts, strict=True))
         ]
         answers = []
@@ -163,7 +185,7 @@ class TaskModel:
             start, end = (found.start, found.end) if found.text else (-1, -1)
             share = dict(best).get(found.text, 0.0)
             answers.append(Answer(found.text, share, start, end, tuple(best[:n_best])))
-        return answers[0] if isinstance(question, str) else answers
+        return answers[0] if alone else answers
 
     def tag(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Tagged]:
         """The entities of each text, which may be of any length.
@@ -173,7 +195,12 @@ class TaskModel:
         have them, neighbours that are alike are one entity.
         """
         task: Any = self._require("tagging", "tag texts")
-        split = [_words(text, task.joined) for text in as_list(texts)]
+        split = [
+            _words(text, f"texts[{place}]", task.joined)
+            for place, text in enumerate(
+                arguments.as_list(texts, of="texts (or of lists of words)")
+            )
+        ]
         examples = [
             conll.Sentence(str(place), tuple(text[start:end] for start, end in spans))
             for place, (text, spans) in enumerate(split)
@@ -204,12 +231,14 @@ class TaskModel:
         """
         task = self._require("choice", "choose endings")
         alone = isinstance(prompt, str)
-        prompts: Sequence[Any] = [prompt] if alone else prompt
-        several: Sequence[Any] = [endings] if alone else endings
+        prompts = arguments.list_of_texts([prompt] if alone else prompt, "prompts", "prompts")
+        several = [endings] if alone else arguments.as_list(endings, "endings", "lists of endings")
         if len(prompts) != len(several):
             raise UserError(f"{len(prompts)} prompts and {len(several)} lists of endings are given")
-        if not all(ends and not isinstance(ends, str) for ends in several):
-            raise UserError("a list of one or more endings is expected for each prompt")
+        several = [
+            _endings(ends, "endings" if alone else f"endings[{place}]")
+            for place, ends in enumerate(several)
+        ]
         examples = [
             choice.Question(str(place), text, tuple(ends))
             for place, (text, ends) in enumerate(zip(prompts, several, strict=True))
@@ -235,11 +264,20 @@ class TaskModel:
             )
         return self.task
 
+    def _say_of_segments(self, sequences: Iterable[Mapping[str, np.ndarray]]) -> None:
+        """Says once, on stderr, that a model of one segment type has both texts of pairs in it."""
+        if self.encoder.segment_types == 1 and not self._said:
+            self._said = any(arrays["segments"].any() for arrays in sequences)
+            if self._said:
+                print(f"the model has one segment type: {ONE_SEGMENT}", file=sys.stderr)
+
     def _run(
         self, task: Task, examples: Sequence[Any], batch_size: int
     ) -> tuple[list[Feature], list[dict[str, np.ndarray]]]:
         """Features of the examples, and what the objective predicts of each."""
+        arguments.at_least(batch_size, "batch_size")
         features = task.featurise(examples, self.tokenizer, self._longest, train=False)
+        self._say_of_segments(feature.arrays for feature in features)
         outputs = run_features(
             lambda batch: self._predict(self.params, batch), features, self.tokenizer.pad_id,
             self._longest, *batch_limits(len(features), batch_size),
@@ -267,18 +305,24 @@ def batch_limits(count: int, batch_size: int) -> tuple[int, int]:
     return rows, 64 * batch_size
 
 
-def as_list(texts: Sequence[Any]) -> Sequence[Any]:
-    """The same; UserError if it is one string, whose letters would be taken for texts."""
-    if isinstance(texts, str):
-        raise UserError("a list of texts (or of pairs) is expected, not one string")
-    return texts
+def _endings(given: Any, what: str) -> list[str]:
+    """The endings of a prompt; what: their name in errors."""
+    found = [] if isinstance(given, str) else arguments.list_of_texts(given, what, "endings")
+    if not found:
+        raise UserError(f"{what}: a list of one or more endings is expected for each prompt")
+    return found
 
 
-def _words(text: str | Sequence[str], joined: bool) -> tuple[str, list[tuple[int, int]]]:
-    """A running text, and where its words (with `joined`, its characters) are."""
+def _words(text: str | Sequence[str], what: str, joined: bool) -> tuple[str, list[tuple[int, int]]]:
+    """A running text, and where its words (with `joined`, its characters) are.
+
+    what: its name in errors.
+    """
     if isinstance(text, str):
+        arguments.a_text(text, what)
         spans = [match.span() for match in re.finditer(r"\S+", text)]
     else:
+        text = arguments.list_of_texts(text, what, "words")
         ends = np.cumsum([len(word) + 1 for word in text], dtype=int) - 1
         spans = [(int(end) - len(word), int(end)) for word, end in zip(text, ends, strict=True)]
         text = " ".join(text)

@@ -54,7 +54,8 @@ def read(folder: str | Path) -> Pretrained:
     if len(indices) != 1:
         found = ", ".join(path.name for path in indices) or "none"
         raise UserError(f"{folder} must hold one checkpoint (NAME.ckpt.index), it has: {found}")
-    config = read_checked(folder / "bert_config.json", schemas.BertConfig)
+    name = "bert_config.json" if (folder / "bert_config.json").exists() else "config.json"
+    config = read_checked(folder / name, schemas.BertConfig)
     tokenizer = load_tokenizer(folder / "vocab.txt")
     named = re.search(r"(?:^|[_-])(un)?cased(?:[_-]|$)", folder.resolve().name)
     check_case(tokenizer, folder, {"the folder's name": named[1] == "un"} if named else {})
@@ -103,6 +104,8 @@ def write(folder: str | Path, pretrained: Pretrained) -> list[str]:
         config["hidden_act"] = "gelu"
     if "pooler" not in params:
         notes.append("no pooler: its BertModel makes one of random values")
+    if config["type_vocab_size"] == 1:
+        notes.append("one segment type: both texts of a pair must be given as segment 0")
     if task.get("labels"):
         notes.append(f"names of the classes, not written: {', '.join(task['labels'])}")
     if task.get("unanswerable"):

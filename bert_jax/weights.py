@@ -58,6 +58,7 @@ class Pretrained:
 def open_model(path: str | Path) -> Pretrained:
     """Opens the work directory of a run, a Hugging Face folder, or a TF1 release.
 
+    What can be opened in the folder decides which it is (`_kind_of`).
     Of a pre-training it is the newest checkpoint, of a fine-tuning that with the best score;
     RUN/checkpoints/STEP is that of a step.
 
@@ -69,18 +70,16 @@ def open_model(path: str | Path) -> Pretrained:
     path, step = Path(path), -1
     if path.name.isdigit() and path.parent.name == "checkpoints":
         path, step = path.parents[1], int(path.name)
-    if (path / "bert_config.json").exists():
-        return tf1.read(path)
-    if not (path / "config.json").exists():
-        raise UserError(
-            f"{path} is not a model: it has neither the config.json of a run or of Hugging Face "
-            f"nor the bert_config.json of a TF1 release ({HUB})"
-        )
+    kind = _kind_of(path)
+    if kind != "run":
+        model = {"hf": hugging_face.read, "tf1": tf1.read}[kind](path)
+        if kind == "hf" and any(path.glob("*.index")):
+            model = dataclasses.replace(
+                model, notes=(*model.notes, "not used: the TF1 checkpoint in the same folder")
+            )
+        return model
     file = path / "config.json"
-    config = read_json(file)
-    if "model" not in config:
-        return hugging_face.read(path)
-    config = run_format.filled(config, file)
+    config = run_format.filled(read_json(file), file)
     check(config["model"], schemas.ModelSection, f"{file}: model")
     check(config, schemas.Tuning, str(file))
     task, row = None, path / "task.json"
@@ -117,6 +116,34 @@ def check_params(model: Pretrained, where: Path) -> None:
         if not np.isfinite(np.sum(leaf)) and not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(f"{where}: {name} holds NaN or infinities: the model is of no use")
+
+
+def _kind_of(folder: Path) -> str:
+    """Finds what a folder is to be opened as: "run", "hf" or "tf1".
+
+    Files of several kinds may stand side by side. Those of which a config and the weights are there
+    can be opened: a run goes first, then Hugging Face. Where none can be, the config that is there
+    tells whose weights to ask for.
+
+    Raises: UserError, listing what is in the folder: nothing tells what it is.
+    """
+    configs = [name for name in ("config.json", "bert_config.json") if (folder / name).exists()]
+    if not configs:
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        has = f"it holds {some(found)}" if found else "it is no folder with files in it"
+        raise UserError(
+            f"{folder} is not a model: it has neither the config.json of a run or of Hugging Face "
+            f"nor the bert_config.json of a TF1 release; {has} ({HUB})"
+        )
+    variables = any(folder.glob("*.index"))
+    if configs[0] == "config.json":
+        with contextlib.suppress(UserError):  # told below, if nothing else can be opened
+            config = read_json(folder / "config.json")
+            if "model" in config and "model_type" not in config:
+                return "run"
+    if any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
+        return "hf"
+    return "tf1" if variables or configs == ["bert_config.json"] else "hf"
 
 
 def save_model(folder: str | Path, pretrained: Pretrained) -> None:

@@ -1,8 +1,10 @@
 """The work directory of a run: its config, and what a second start must find unchanged."""
 
 import contextlib
+import filecmp
 import json
-import shutil
+import os
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from bert_jax import distributed, run_format
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.files import UNFINISHED, folder_written_whole, write_json
+from bert_jax.files import UNFINISHED, write_json
 from bert_jax.locks import locked
 
 
@@ -74,21 +76,46 @@ def prepare_workdir(
         check_same(workdir, config, may_change)
         check()
     elif workdir.exists() and not is_there:
-        # What a start that was killed may have left.
+        # What a start that was killed may have left, if it is what this one would write.
         begun = {"tokenizer", "corpus.json", "task.json"}
         names = {path.name for path in workdir.iterdir() if path.suffix != UNFINISHED}
         if names - begun:
-            raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+            raise _holds_no_run(workdir)
     distributed.wait_for_all("the work directory is checked")
     if distributed.is_main():
         if not path.exists():
-            shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
-            with folder_written_whole(workdir / "tokenizer") as made:
-                tokenizer.save(made)
-            write(workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(UNFINISHED, ".", workdir) as folder:
+                made = Path(folder)
+                tokenizer.save(made / "tokenizer")
+                write(made)
+                _move_into(workdir, made)
         write_json(path, {"format": run_format.format_of(workdir), **config})
     distributed.wait_for_all("the work directory is there")
     distributed.check_shared(workdir)
+
+
+def _move_into(workdir: Path, made: Path) -> None:
+    """Moves what is in the folder `made` into the work directory; what is there already stays.
+
+    Raises: UserError: what is there is not the same.
+    """
+    new = []
+    for entry in sorted(made.rglob("*")):
+        there = workdir / entry.relative_to(made)
+        if not os.path.lexists(there):
+            new.append((entry, there))
+        elif entry.is_dir() != there.is_dir() or (
+            entry.is_file() and not (there.is_file() and filecmp.cmp(entry, there, shallow=False))
+        ):
+            raise _holds_no_run(workdir)
+    for entry, there in new:
+        if entry.exists():  # else it has moved with its folder
+            entry.rename(there)
+
+
+def _holds_no_run(workdir: Path) -> UserError:
+    return UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ Arguments (after the colon):
   task    a name of the table (`bert_jax/tasks`), or custom: your own file, see `config.custom`.
   family  of a custom task: classification (default), answering, tagging or choice.
   mode    train (default): train, evaluate, keep the best by the official dev metric, predict the
-          test split if there is one. eval, predict: with the model in --workdir.
+          test split if there is one. eval, predict: with the model in --workdir, into a folder in
+          it; with --output=FILE.csv (.tsv, .jsonl) a table beside the columns of the input.
   preset  paper (default): sections 4 and A.3; Adam without bias correction.
           stable: bias correction, 20 epochs, the top layer and the pooler made new (Mosbach et al.
           2021, Zhang et al. 2021), for small data sets on which runs collapse.

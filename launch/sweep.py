@@ -6,7 +6,9 @@
 A seed decides the new head, the data order and dropout. Finished runs are not run again: the same
 command continues a sweep. Only the best run keeps its checkpoint. Runs that end no better than the
 baseline that needs no model count as collapsed. --grid=none tries seeds alone, with the settings
-that the config has: those of preset=stable, for example.
+that the config has: those of preset=stable, for example. A grid of your own is written as
+--grid='learning_rate=1e-5,3e-5;batch_size=16,32', or stands in a JSON file:
+{"learning_rate": [1e-5, 3e-5], "batch_size": [16, 32]}.
 """
 
 import contextlib
@@ -26,12 +28,19 @@ from tqdm import tqdm
 
 from bert_jax import distributed, errors, figures, finetune, memory, schemas, tasks
 from bert_jax.command_line import CONFIG, WORKDIR, given
+from bert_jax.config import check_ranges
 from bert_jax.files import read_checked, write_json, write_whole
-from bert_jax.grid import GRIDS, check_grid, name_of, settings
+from bert_jax.grid import GRIDS, check_grid, name_of, read_grid, settings
+from bert_jax.outputs import check_folder, check_report
 from bert_jax.workdir import check_same, keep_programs
 from configs.finetune import get_config
 
-_GRID = flags.DEFINE_enum("grid", "paper", list(GRIDS), "The settings to try; none: seeds only.")
+_GRID = flags.DEFINE_string(
+    "grid",
+    "paper",
+    f"The settings to try: {', '.join(GRIDS)} (none: seeds alone); or your own, in a JSON file or "
+    "as in 'learning_rate=1e-5,3e-5;batch_size=16,32'.",
+)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each setting.", lower_bound=1)
 
 
@@ -44,9 +53,13 @@ def main() -> None:
     memory.keep_freed_memory()
     distributed.initialize()
     check_chosen(config, given(), _GRID.value)
-    folder = Path(workdir)
+    folder = check_folder(Path(workdir))
+    check_report(folder, ("sweep.json", "sweep.md", "sweep.png"), ("settings", "best_run"))
     keep_programs(folder / "compiled")  # the runs share them
-    runs = [(point, seed) for point in settings(_GRID.value) for seed in range(_SEEDS.value)]
+    points = settings(read_grid(_GRID.value, config))
+    for point in points:
+        check_ranges(with_point(config, point))
+    runs = [(point, seed) for point in points for seed in range(_SEEDS.value)]
     results: list[dict[str, Any]] = []
     for point, seed in (progress := tqdm(runs, unit="run", dynamic_ncols=True)):
         progress.set_postfix({**point, "seed": seed})
@@ -74,7 +87,8 @@ def check_chosen(config: Any, chosen: Collection[str], grid: str) -> None:
     if "seed" in chosen:
         raise errors.UserError("--config.seed has no effect: --seeds=N tries the seeds 0 to N-1")
     paper = get_config(f"task={config.task},family={config.custom.family}")
-    differing = {name for name in GRIDS[grid] if config[name] != paper[name]}
+    # A grid of one's own is chosen as the others are not: it goes before a preset.
+    differing = {name for name in GRIDS.get(grid, ()) if config[name] != paper[name]}
     check_grid(grid, config, differing.union(chosen), "--grid")
 
 
@@ -85,11 +99,11 @@ def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> d
     """
     workdir = folder / name_of(point) / f"seed{seed}"
     path = workdir / "results.json"
-    one = config.copy_and_resolve_references()
-    one.update({**point, "seed": seed})
-    if (workdir / "config.json").exists():
+    one = with_point(config, {**point, "seed": seed})
+    begun = (workdir / "config.json").exists()
+    if begun:
         check_same(workdir, one.to_dict(), finetune.MAY_CHANGE_OF_TABLES, whole=False)
-    if not distributed.from_main(path.exists()):
+    if not distributed.from_main(begun and path.exists()):
         # What a run says about itself is in its folder.
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
@@ -104,6 +118,13 @@ def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> d
         "baseline": result["baselines"]["dev"][result["metric"]],
         "collapsed": result["collapsed"],
     }
+
+
+def with_point(config: Any, point: Mapping[str, Any]) -> Any:
+    """A copy of the config with these fields; those of a section have dotted names."""
+    one = config.copy_and_resolve_references()
+    one.update_from_flattened_dict(dict(point))
+    return one
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Texts and pairs with labels or numbers: one's own files, bad input, scores and predictions."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -9,10 +10,12 @@ import pytest
 from flax import linen as nn
 from text_tasks import ROWS, TOKENIZER, write
 
+from bert_jax import tasks
 from bert_jax.data.buckets import collate
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
+from bert_jax.tasks import scaling
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.classification import Classification, TextExample
 
@@ -41,7 +44,8 @@ def test_custom_kinds(tmp_path):
 
     lines = ['{"text": "a", "m": {"u": 1, "v": 2.5}}', '{"text": "b", "m": {"u": 0, "v": -1}}']
     task, examples = custom(tmp_path / "a.jsonl", *lines, label="m.u, m.v", kind="numbers")
-    assert task.kind == "numbers" and task.fit(examples) == task and task.outputs == 2
+    assert task.kind == "numbers" and task.outputs == 2
+    assert task.fit(examples) == dataclasses.replace(task, scales=((0.5, 0.5), (0.75, 1.75)))
     assert [e.label for e in examples] == [(1.0, 2.5), (0.0, -1.0)]
 
     lines = ['{"text": "a", "label": ["x", "z"]}', '{"text": "b", "label": []}']
@@ -125,6 +129,68 @@ def test_one_class_only_and_unknown_labels(tmp_path):
     for use in (fitted.fit, lambda e: fitted.featurise(e, TOKENIZER, 9, train=True)):
         with pytest.raises(UserError, match=r"f.tsv:2: there is no label"):
             use(unlabelled)
+
+
+# Numbers of any unit.
+
+
+def test_custom_numbers_are_learnt_in_standard_deviations(tmp_path):
+    lines = ["text\ta\tb", "x\t10\t1e6", "y\t20\t3e6", "z\t60\t-1e6"]
+    task, examples = custom(tmp_path / "a.tsv", *lines, label="a,b", kind="numbers")
+    fitted = task.fit(examples)
+    columns = np.array([e.label for e in examples])
+    np.testing.assert_allclose(fitted.scales, np.stack([columns.mean(0), columns.std(0)], axis=1))
+    features = fitted.featurise(examples, TOKENIZER, 9, train=True)
+    learnt = np.stack([feature.arrays["numbers"] for feature in features])
+    np.testing.assert_allclose(learnt.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(learnt.std(axis=0), 1, rtol=1e-6)
+    # All that people see is in the unit of the file.
+    predictions = fitted.decode(examples, features, _logits(*learnt))
+    np.testing.assert_allclose(predictions, columns, rtol=1e-6)
+    assert fitted.score(examples, [e.label for e in examples])["squared_error"] == 0
+    off = [tuple(x + 2 for x in e.label) for e in examples]
+    assert fitted.score(examples, off)["squared_error"] == 4
+    assert fitted.baseline(examples, examples)[0] == pytest.approx(columns.mean(axis=0))
+    stored = json.loads(json.dumps(tasks.to_dict(fitted)))
+    assert tasks.from_dict(stored) == fitted
+    for name in ("scales", "standardise"):  # of a model from before
+        del stored[name]
+    assert tasks.from_dict(stored).decode([], [], _logits([2.5, -1.0])) == [(2.5, -1.0)]
+
+
+def test_the_tasks_of_papers_learn_their_numbers_as_they_are():
+    examples = [TextExample(str(i), ("a", "b"), (float(i),), "f:1") for i in range(6)]
+    for name in ("stsb", "klue_sts", "korsts"):
+        task = ROWS[name].fit(examples)
+        assert task == ROWS[name] and not task.scales
+        features = task.featurise(examples, TOKENIZER, 9, train=True)
+        assert [feature.arrays["numbers"].tolist() for feature in features] == [
+            [float(i)] for i in range(6)
+        ]
+
+
+@pytest.mark.parametrize("numbers", [["7", "7", "7"], ["1e300", "-1e300", "0"], ["1e20", "1e20"]])
+def test_numbers_that_cannot_be_learnt(tmp_path, numbers):
+    lines = [f"a\t{i}\t{number}" for i, number in enumerate(numbers)]
+    task, examples = custom(tmp_path / "a.tsv", "text\tu\tv", *lines, label="u,v", kind="numbers")
+    with pytest.raises(UserError, match=r"a.tsv: the numbers in column 'v' cannot be learnt"):
+        task.fit(examples)
+
+
+def test_a_head_gives_the_same_numbers_at_other_scales():
+    rng = np.random.default_rng(0)
+    head = {"dense": {"kernel": rng.normal(size=(8, 2)), "bias": rng.normal(size=2)}}
+    x = rng.normal(size=(5, 8))
+    scales = ((54.0, 44.0), (-3.0, 0.01))
+
+    def numbers(head, scales):
+        outputs = x @ head["dense"]["kernel"] + head["dense"]["bias"]
+        return scaling.restored(outputs, scales)
+
+    expected = numbers(head, scales)
+    for other in ((), ((50.0, 40.0), (0.0, 2.0))):
+        moved = scaling.rescaled_head(head, scales, other)
+        np.testing.assert_allclose(numbers(moved, other), expected, rtol=1e-5)
 
 
 def test_labels_that_files_could_not_hold(tmp_path):

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from bert_jax import convert, tf1
 from bert_jax.errors import UserError
-from bert_jax.weights import open_model
+from bert_jax.weights import open_model, save_model
 
 TF_NAMES = [  # theirs in transformers, in a release
     (r"encoder\.layer\.(\d+)", r"encoder.layer_\1"),
@@ -248,6 +248,53 @@ def test_releases_that_cannot_be_are_refused(release):
         path.unlink()
     with pytest.raises(UserError, match="it has: none"):
         open_model(other)
+
+
+def test_what_can_be_opened_decides(release):
+    """Folders from others often hold the files of several programs."""
+    theirs = open_model(GOLDEN / "pretraining")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        if (GOLDEN / "pretraining" / name).exists():
+            shutil.copy(GOLDEN / "pretraining" / name, release)
+    both = open_model(release)
+    assert same(both.params, theirs.params) and both.model == theirs.model
+    assert both.notes[-1] == "not used: the TF1 checkpoint in the same folder"
+    # Without the checkpoint: bert_config.json alone makes no release.
+    moved = {path.name: path.read_bytes() for path in release.glob("bert_model.ckpt*")}
+    for name in moved:
+        (release / name).unlink()
+    assert open_model(release).notes == theirs.notes
+    (release / "config.json").unlink()  # as the first library for PyTorch had it
+    assert same(open_model(release).params, theirs.params)
+    # Weights that cannot be opened beside those that can.
+    (release / "model.safetensors").rename(release / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"must hold one checkpoint"):
+        open_model(release)
+    for name, data in moved.items():
+        (release / name).write_bytes(data)
+    assert open_model(release).notes[0].startswith("activation: gelu in its exact form")
+    shutil.copy(GOLDEN / "pretraining" / "config.json", release)
+    assert open_model(release).notes[0].startswith("activation: gelu in its exact form")
+    (release / "config.json").write_text("{")
+    assert open_model(release).notes[0].startswith("activation: gelu in its exact form")
+    (release / "bert_config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json cannot be read"):
+        open_model(release)
+    for path in release.glob("bert_model.ckpt*"):
+        path.unlink()
+    (release / "config.json").write_text((GOLDEN / "pretraining" / "config.json").read_text())
+    with pytest.raises(UserError, match=r"no model.safetensors, only pytorch_model.bin"):
+        open_model(release)
+
+
+def test_a_run_stays_one_whatever_is_beside_it(release, tmp_path):
+    model = open_model(GOLDEN / "tagging")
+    save_model(tmp_path / "run", model)
+    for path in [*release.iterdir(), GOLDEN / "pretraining" / "model.safetensors"]:
+        shutil.copy(path, tmp_path / "run")
+    again = open_model(tmp_path / "run")
+    assert list(again.task["labels"]) == ["O", "B-PER", "I-PER"]
+    assert same(plain(again.params), plain(model.params))
 
 
 def test_the_genuine_checkpoint():

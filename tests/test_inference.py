@@ -141,9 +141,18 @@ def test_what_is_neither_a_text_nor_a_pair(model, item):
 # Filling masks.
 
 
-def test_masks_of_one_text_at_a_time(model):
-    with pytest.raises(UserError, match="one text at a time"):
-        model.fill_mask(["the [MASK]", "a [MASK]"])
+def test_masks_of_several_texts(model):
+    texts = ["the [MASK]", (SHORT, "a [MASK] [MASK]"), LONG + " [MASK]"]
+    several = model.fill_mask(texts, top=3, batch_size=2)
+    assert [len(one) for one in several] == [1, 2, 1]
+    for one, text in zip(several, texts, strict=True):
+        for found, alone in zip(one, model.fill_mask(text, top=3), strict=True):
+            assert [guess.token for guess in found] == [guess.token for guess in alone]
+            shares = [guess.probability for guess in alone]
+            assert_close([guess.probability for guess in found], shares)
+    assert model.fill_mask([]) == []
+    with pytest.raises(UserError, match=r"no \[MASK\] in the first 5 tokens of texts\[1\]"):
+        model.fill_mask(["the [MASK]", SHORT])
 
 
 def test_probabilities_are_the_softmax_of_the_head(model):
@@ -203,6 +212,12 @@ def test_one_string_is_not_a_list_of_texts(model):
             method(SHORT)
     with pytest.raises(UserError, match="known: mean, cls"):
         model.embed([SHORT], pooling="max")
+    for path in (None, 3, [SHORT]):
+        with pytest.raises(UserError, match="the path of a model is expected, not"):
+            bert_jax.load(path)
+    for layer in (7, -4, 1.0, None, "1"):
+        with pytest.raises(UserError, match=f"layer {layer}|a layer={layer!r} must be a whole"):
+            list(model.activations(model._encode([SHORT], None), [layer]))
 
 
 def test_folders_that_hold_no_model(trained, tmp_path):

@@ -139,6 +139,61 @@ def test_what_a_sweep_would_ignore_is_refused(sweep, task, option, value, messag
         sweep.check_chosen(config, {option: value}, "small")
 
 
+def test_a_grid_of_ones_own(sweep, tmp_path):
+    config = get_config("task=rte,preset=small")
+
+    def points(text):
+        sweep.check_chosen(config, (), text)  # it goes before the preset's rate
+        return sweep.settings(sweep.read_grid(text, config))
+
+    text = "learning_rate=1e-5,3e-5; batch_size=16,32"
+    expected = [
+        {"learning_rate": rate, "batch_size": rows} for rate in (1e-5, 3e-5) for rows in (16, 32)
+    ]
+    assert points(text) == expected
+    file = tmp_path / "grid.json"
+    file.write_text('{"learning_rate": [1e-5, 3e-5], "batch_size": [16, 32]}')
+    assert points(str(file)) == expected
+    text = "optimizer.bias_correction=true,false;features=last;epochs=3,2.5;reinit_layers=1"
+    made = points(text)
+    assert len(made) == 4 and made[0] == {
+        "optimizer.bias_correction": True, "features": "last", "epochs": 3.0, "reinit_layers": 1,
+    }  # fmt: skip
+    one = sweep.with_point(config, made[2])
+    assert one.optimizer.bias_correction is False and one.features == "last"
+    names = [sweep.name_of(point) for point in made]
+    assert len(set(names)) == 4 and all("/" not in name for name in names)
+    # As many digits as tell two points apart, for each has a folder; and none leads elsewhere.
+    assert sweep.name_of({"learning_rate": 1.2345678e-5}) == "learning_rate=1.2345678e-05"
+    assert sweep.name_of({"init_from": "../x"}) == "init_from=..%2Fx"
+    with pytest.raises(UserError, match=r"tries learning_rate=1e-05, but the config has 0.0003"):
+        sweep.check_chosen(config, ["learning_rate"], "learning_rate=1e-5")
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("papers", "none of none, paper, paper_a3, small, nor NAME=VALUE"),
+        ("learning_rates=1", "the config has no field 'learning_rates'"),
+        ("optimizer=1", "no field 'optimizer'"),
+        ("optimizer.beta3=1", "no field 'optimizer.beta3'"),
+        ("batch_size=16.5", "batch_size=16.5 must be of the type int"),
+        ("learning_rate=fast", "learning_rate=fast must be of the type float"),
+        ("learning_rate=", "learning_rate= must be of the type float"),
+        ("optimizer.bias_correction=maybe", "must be of the type bool"),
+        ("learning_rate=1e-5,0.00001", "learning_rate=0.00001 is there twice"),
+        ("epochs=1;epochs=2", "epochs is there twice"),
+        ("seed=1,2", "seed cannot be one of its fields; --seeds=N"),
+        ("task=rte", "task cannot be one of its fields"),
+        (";=", "no field ''"),
+        ("nowhere.json", "nor a JSON file that there is"),
+    ],
+)
+def test_grids_that_cannot_be(sweep, grid, message):
+    with pytest.raises(UserError, match=message):
+        sweep.read_grid(grid, get_config("task=rte"))
+
+
 def test_the_summary_of_a_sweep(sweep):
     def result(point, seed, score):
         return {

@@ -10,7 +10,7 @@ import pytest
 import tiny_corpus
 
 import bert_jax
-from bert_jax import tasks, weights
+from bert_jax import hugging_face, tasks, weights
 from bert_jax.config import encoder_config
 from bert_jax.data.buckets import collate
 from bert_jax.errors import UserError
@@ -118,6 +118,24 @@ def test_numbers(fine_tuned, pretrained):
     labels = model.classify(TEXTS)
     np.testing.assert_allclose([label.label for label in labels], logits, atol=1e-5)
     assert all(label.probabilities == {} for label in labels)
+
+
+def test_numbers_in_the_unit_of_the_files(fine_tuned, pretrained, tmp_path):
+    """In a folder of transformers the head itself gives them, as there nothing else would."""
+    task = dataclasses.replace(NUMBERS, scales=((54.0, 44.0), (-1.0, 0.25)))
+    model = fine_tuned(task)
+    logits = direct(model, task, Body(encoder_of(pretrained)), [[text] for text in TEXTS])
+    expected = logits * [44.0, 0.25] + [54.0, -1.0]
+    numbers = [label.label for label in model.classify(TEXTS)]
+    np.testing.assert_allclose(numbers, expected, rtol=1e-5, atol=1e-4)
+    hugging_face.write(tmp_path / "hf", weights.open_model(tmp_path / "run"))
+    elsewhere = bert_jax.load(tmp_path / "hf")
+    assert elsewhere.task == dataclasses.replace(task, scales=())
+    found = direct(elsewhere, elsewhere.task, Body(elsewhere.encoder), [[text] for text in TEXTS])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        [label.label for label in elsewhere.classify(TEXTS)], numbers, rtol=1e-5, atol=1e-4
+    )
 
 
 def test_pairs(fine_tuned, pretrained):
@@ -325,6 +343,101 @@ def test_prompts_and_endings_must_match(fine_tuned):
     for endings in ("abc", []):
         with pytest.raises(UserError, match="a list of one or more endings"):
             model.choose("a", endings)
+
+
+# What is no text, and settings that cannot be.
+
+
+@pytest.fixture(scope="module")
+def every(pretrained):
+    """A model of each family, to ask each method; none gets as far as to compute anything."""
+    made = {}
+    for task in (SINGLE, Answering(), TAGGING, Choice("custom")):
+        body = Body(encoder_of(pretrained))
+        params = {**pretrained.params, "mlm_head": {}}
+        made[tasks.family(task)] = Model(body.encoder, params, pretrained.tokenizer)
+        made[tasks.family(task)].set_task(task, body, 32)
+    return made
+
+
+LISTS = {
+    "embed": lambda m, x: m["choice"].embed(x),
+    "hidden_states": lambda m, x: m["choice"].hidden_states(x),
+    "fill_mask": lambda m, x: m["choice"].fill_mask(x),
+    "classify": lambda m, x: m["classification"].classify(x),
+    "tag": lambda m, x: m["tagging"].tag(x),
+    "answer": lambda m, x: m["answering"].answer(x, "a"),
+    "answer in": lambda m, x: m["answering"].answer(["a"] * 3, x),
+    "choose": lambda m, x: m["choice"].choose(x, [["a", "b"]] * 3),
+    "choose from": lambda m, x: m["choice"].choose("a", x),
+}
+NO_TEXTS = {
+    "half a surrogate pair": "a \ud800 b",
+    "not None": None,
+    "not a float": float("nan"),
+    "not a int": 3,
+    "not a bytes": b"a",
+    "not a dict": {"a": 1},
+    "must be a text": [None],
+    "holds half": ["\udcff"],
+}
+
+
+@pytest.mark.parametrize("bad", NO_TEXTS)
+@pytest.mark.parametrize("method", LISTS)
+def test_what_is_no_text_is_told_with_its_number(every, method, bad):
+    value = NO_TEXTS[bad]
+    if isinstance(value, list) and method not in ("embed", "classify", "tag", "fill_mask"):
+        pytest.skip("a list is no text in any case")
+    with pytest.raises(UserError, match=rf"(texts|questions|contexts|prompts|endings)\[1\].*{bad}"):
+        LISTS[method](every, ["a", value, "b"])
+
+
+@pytest.mark.parametrize("method", LISTS)
+@pytest.mark.parametrize("given", [None, 3, b"ab", {"a": 1}, {"a"}, 1.5, True], ids=repr)
+def test_what_is_no_list_of_texts(every, method, given):
+    with pytest.raises(UserError, match=r"a list of .* is expected, not a|not None"):
+        LISTS[method](every, given)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, "8", None, True, [1]], ids=repr)
+def test_numbers_that_cannot_be(every, number):
+    m = every
+    asked = {
+        "batch_size": [
+            lambda: m["choice"].hidden_states(["a"], batch_size=number),
+            lambda: m["choice"].fill_mask("[MASK]", batch_size=number),
+            lambda: m["classification"].classify(["a"], batch_size=number),
+            lambda: m["tagging"].tag(["a"], batch_size=number),
+            lambda: m["answering"].answer("a", "b", batch_size=number),
+            lambda: m["choice"].choose("a", ["b"], batch_size=number),
+        ],
+        "top": [lambda: m["choice"].fill_mask("[MASK]", top=number)],
+        "n_best": [lambda: m["answering"].answer("a", "b", n_best=number)],
+    }
+    if number is not None:  # which stands for what the model can take
+        asked["max_length"] = [
+            lambda: m["choice"].hidden_states(["a"], max_length=number),
+            lambda: m["choice"].embed(["a"], max_length=number),
+        ]
+    for name, calls in asked.items():
+        for call in calls:
+            with pytest.raises(UserError, match=f"^{name}=.* must "):
+                call()
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), "0", [0.0], True])
+def test_thresholds_that_cannot_be(every, threshold):
+    with pytest.raises(UserError, match=r"threshold=.* must be a number"):
+        every["answering"].answer("a", "b", threshold=threshold)
+
+
+def test_any_kind_of_list_holds_texts(every):
+    """Columns of a table are such, or what is made one by one."""
+    texts = ["the ship", "the bee"]
+    expected = every["choice"].embed(texts)
+    for given in (tuple(texts), np.array(texts), (text for text in texts), np.array(texts, object)):
+        np.testing.assert_array_equal(every["choice"].embed(given), expected)
 
 
 # Models of another kind.

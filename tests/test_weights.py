@@ -141,8 +141,17 @@ def test_a_model_of_weights_that_are_no_numbers_is_refused(run, tmp_path, value)
 
 
 def test_folders_that_are_no_models_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is not a model"):
+    with pytest.raises(UserError, match=r"is not a model.*no folder with files in it"):
         open_model(tmp_path)
+    with pytest.raises(UserError, match="is not a model"):
+        open_model(tmp_path / "absent")
+    for name in ("pytorch_model.bin", "vocab.txt"):
+        (tmp_path / name).touch()
+    for path in (tmp_path, tmp_path / "vocab.txt"):
+        with pytest.raises(
+            UserError, match=r"is not a model: .*pytorch_model.bin; vocab.txt|no fold"
+        ):
+            open_model(path)
 
 
 # Given parts in a fresh tree.

@@ -24,7 +24,7 @@ from bert_jax import schemas
 from bert_jax.data import pydocs, tfds_source, units
 from bert_jax.data.beam import Beam
 from bert_jax.data.corpus import FORMAT, PARTIAL, Corpus, open_corpus
-from bert_jax.data.corpus_writer import assemble, read_unit, total_counts, write_json
+from bert_jax.data.corpus_writer import ASSEMBLING, assemble, read_unit, total_counts, write_json
 from bert_jax.data.text import SOURCES
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
@@ -199,7 +199,17 @@ class _Run:
         return corpus
 
     def _go_on_or_start_over(self) -> None:
-        """Keeps the finished pieces of a killed run if they are pieces of this corpus."""
+        """Keeps the finished pieces of a killed run if they are pieces of this corpus.
+
+        Raises: UserError: files are in the way that no run has made.
+        """
+        products = [old for pattern in _PRODUCTS for old in self.out.glob(pattern)]
+        others = [old.name for old in products if old.suffix != UNFINISHED]
+        if others and not (self.partial / ASSEMBLING).exists():
+            raise UserError(
+                f"{self.out} holds {min(others)}, which this corpus would overwrite; move it away, "
+                "or choose an empty or new folder for --out"
+            )
         mine = {**self.identity, "versions": self.versions, "format": FORMAT}
         path = self.partial / "plan.json"
         if path.exists():
@@ -208,12 +218,9 @@ class _Run:
                 self._say("going on with what an earlier run finished")
                 return
             self._say(f"starting over: an unfinished run had different {', '.join(differing)}")
-        for old in self.partial.iterdir():
-            if old.name != "lock":
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        for pattern in _PRODUCTS:
-            for old in self.out.glob(pattern):
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        inside = [old for old in self.partial.iterdir() if old.name != "lock"]
+        for old in [*products, *inside]:  # what tells whose the products are goes last
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         write_json(path, mine)
 
     def _text_files(self) -> list[tuple[str, str]]:

@@ -35,6 +35,7 @@ from bert_jax.errors import UserError
 from bert_jax.files import folder_written_whole, read_checked, write_whole, written_whole
 
 RECORD_TOKENS = 2048
+ASSEMBLING = "assembling"  # in PARTIAL: from now on, files beside it may be the corpus's
 # zstd:1 halves the size (against uncompressed) for 10 us a record read, 40 us a record written.
 _OPTIONS = "group_size:1,zstd:1"
 _DESCRIPTIONS = ("token_counts.npy", "dataset_info.json", "features.json")
@@ -142,6 +143,7 @@ def assemble(
     out: Path, folders: Sequence[Path], tokenizer: Tokenizer, info: dict[str, Any]
 ) -> None:
     """Makes the corpus of finished units, in their order; `info` goes into corpus.json, too."""
+    (out / PARTIAL / ASSEMBLING).touch()
     tokenizer.save(out / "tokenizer")
     units = [read_unit(folder) for folder in folders]
     splits = total_counts(units)

@@ -140,6 +140,8 @@ class Embeddings(nn.Module):
         segment = table("segment", None, c.segment_types)
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
+        if c.segment_types == 1:  # such a model has both texts of a pair in the one there is
+            segments = jnp.zeros_like(segments)
         # A handful of segment types: a matrix product is cheaper than a gather and its scatter.
         kinds = jax.nn.one_hot(segments, c.segment_types, dtype=segment.dtype)
         x = token[tokens] + position[positions] + kinds @ segment

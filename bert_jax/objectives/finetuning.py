@@ -101,11 +101,14 @@ class Classify:
 
     kind and labels: "single": label int[B], cross-entropy; "multi": labels float32[B, C] of 0 and
     1, a binary cross-entropy each; "numbers": numbers float32[B, C], squared error.
+    standardised: whether the numbers are not in their own unit (see `tasks.scaling`), so that
+    their squared_error would not be that of the task; the loss alone is then told.
     """
 
     body: Body
     classes: int
     kind: str = "single"
+    standardised: bool = False
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder, pooler, classifier}, boxed with logical axes."""
@@ -129,10 +132,10 @@ class Classify:
             return weighted_mean(jnp.mean(losses, axis=-1), weight), metric
         losses = jnp.mean((logits - batch["numbers"]) ** 2, axis=-1)
         mean = weighted_mean(losses, weight)
-        return mean, {"squared_error": mean}
+        return mean, {} if self.standardised else {"squared_error": mean}
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
-        """{"logits": float32 [B, C]}; of numbers, the numbers."""
+        """{"logits": float32 [B, C]}; of numbers, what `tasks.scaling` makes the numbers of."""
         return {"logits": self._logits(params, batch, None)}
 
 

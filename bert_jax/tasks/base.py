@@ -8,7 +8,7 @@ row serves training, scoring, prediction files and `bert_jax.load`, so it is sto
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -58,6 +58,9 @@ class Feature:
     example: int  # index of the example it was made of; long ones give several features
     info: Any = None  # what `decode` needs to get back to the text
     cut: bool = False  # whether the length left something of the example out
+
+
+ONE_SEGMENT = "both texts of a pair are in it, told apart by [SEP] alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +156,28 @@ class Task(Protocol):
         """A prediction for each example, from the objective's `predict` outputs of each feature.
 
         Outputs of a position are padded at the end, perhaps by more than the feature is long.
+        """
+        ...
+
+    @property
+    def predicted_columns(self) -> tuple[str, ...]:
+        """Names of the columns that `table` adds to those of the input."""
+        ...
+
+    def input_columns(self, example: Any) -> Mapping[str, str]:
+        """Gives the columns of the input that `table` repeats, by name."""
+        ...
+
+    def table(
+        self,
+        examples: Sequence[Any],
+        features: Sequence[Feature],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        predictions: Sequence[Any],
+    ) -> Iterator[dict[str, Any]]:
+        """Makes rows of predictions with their probabilities, beside the input's columns.
+
+        predictions: what `decode` made of the rest.
         """
         ...
 

@@ -6,8 +6,9 @@ sentence B the ending); SWAG (rowanz/swagaf: columns, prediction file); CODAH (f
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,10 @@ from bert_jax.tasks.base import Feature, Source, in_order
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A prompt and its endings; label: the number of the right one, or None."""
+    """A prompt and its endings; label: the number of the right one, or None.
+
+    columns: all there are in the file, but of "train".
+    """
 
     id: str
     prompt: str
@@ -30,6 +34,7 @@ class Question:
     label: int | None = None
     where: str = ""
     group: str = ""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +105,11 @@ class Choice:
             if path is None:
                 return None
             table = rows.read_rows(path, self.columns or None)
-        labelled = split != "test"  # there some hide the labels as -1
-        return [self._question(number, row, labelled) for number, row in enumerate(table)]
+        return [self._question(number, row, split) for number, row in enumerate(table)]
 
-    def _question(self, number: int, row: rows.Row, labelled: bool) -> Question:
+    def _question(self, number: int, row: rows.Row, split: str) -> Question:
         where, fields = row
+        labelled = split != "test"  # there some hide the labels as -1
         prompt = rows.column(row, self.prompt).strip()
         lead = rows.column(row, self.lead).strip() if self.lead else ""
         endings = tuple(rows.column(row, name).strip() for name in self.endings)
@@ -120,6 +125,7 @@ class Choice:
             label=self._label(where, fields.get(self.label, ""), endings) if labelled else None,
             where=where,
             group=rows.column(row, self.group) if self.group else prompt,
+            columns={} if split == "train" else fields,
         )
 
     def _label(self, where: str, text: str, endings: Sequence[str]) -> int | None:
@@ -195,6 +201,30 @@ class Choice:
     ) -> list[int]:
         """The number of the likeliest ending."""
         return [int(np.argmax(output["logits"])) for output in outputs]
+
+    @property
+    def predicted_columns(self) -> tuple[str, ...]:
+        """See `tasks.base.Task`: the label of the likeliest ending, and probabilities."""
+        return "prediction", *(f"probability_{label}" for label in self.labels)
+
+    def input_columns(self, example: Question) -> Mapping[str, str]:
+        """See `tasks.base.Task`."""
+        return example.columns
+
+    def table(
+        self,
+        examples: Sequence[Question],
+        features: Sequence[Feature],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        predictions: Sequence[int],
+    ) -> Iterator[dict[str, Any]]:
+        """See `tasks.base.Task`."""
+        from scipy import special  # late: a start does without
+
+        for example, output, choice in zip(examples, outputs, predictions, strict=True):
+            shares = special.softmax(np.float64(output["logits"])).tolist()
+            values = self.labels[choice], *shares
+            yield {**example.columns, **dict(zip(self.predicted_columns, values, strict=True))}
 
     def score(self, examples: Sequence[Question], predictions: Sequence[int]) -> dict[str, float]:
         """{"accuracy"}; UserError where a label is missing."""

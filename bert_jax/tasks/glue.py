@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bert_jax.errors import UserError
 from bert_jax.files import write_whole
+from bert_jax.outputs import check_output
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.rows import column, number, read_rows
 
@@ -143,8 +144,10 @@ def zip_submission(folders: Sequence[Path], out: Path) -> list[str]:
     """Packs the leaderboard's files in the prediction folders, checked, into the zip file `out`.
 
     Returns: the files that are missing; the leaderboard takes only a zip file with all.
-    Raises: UserError: a file is in two folders, or not what the leaderboard expects; no file.
+    Raises: UserError: a file is in two folders, or not what the leaderboard expects; no file; `out`
+      holds something else.
     """
+    out = check_output(out, _is_ours, option="--out")
     packed = io.BytesIO()
     missing = []
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -162,6 +165,14 @@ def zip_submission(folders: Sequence[Path], out: Path) -> list[str]:
         raise UserError(f"none of {', '.join(_SIZES)} is in {', '.join(map(str, folders))}")
     write_whole(out, packed.getvalue())
     return missing
+
+
+def _is_ours(path: Path) -> bool:
+    """Says whether a file is such a zip file, so that a new one may replace it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist()) <= _SIZES.keys()
 
 
 def _check_submission(path: Path, size: int) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,35 @@ class Answering:
         begin, end = spans[best].tolist()
         answer = Answer(context[begin:end], n_best, odds, begin, end)
         return self.with_threshold([answer])[0]
+
+    predicted_columns = ("prediction", "probability", "start", "end", "null_odds")
+
+    def input_columns(self, example: Question) -> Mapping[str, str]:
+        """See `tasks.base.Task`."""
+        return {
+            "id": example.id,
+            "title": example.group,
+            "question": example.question,
+            "context": example.context,
+        }
+
+    def table(
+        self,
+        examples: Sequence[Question],
+        features: Sequence[Feature],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        predictions: Sequence[Answer],
+    ) -> Iterator[dict[str, Any]]:
+        """See `tasks.base.Task`; start and end are characters of the context, -1 for no answer.
+
+        The probability is among the best ones; null_odds are empty where there always is an answer.
+        """
+        for example, answer in zip(examples, predictions, strict=True):
+            share = next((share for text, share, *_ in answer.n_best if text == answer.text), 0.0)
+            start, end = (answer.start, answer.end) if answer.text else (-1, -1)
+            values = answer.text, share, start, end, answer.null_odds
+            ours = dict(zip(self.predicted_columns, values, strict=True))
+            yield {**self.input_columns(example), **ours}
 
     def with_threshold(self, predictions: Sequence[Answer]) -> list[Answer]:
         """The predictions decided anew with this row's threshold."""
