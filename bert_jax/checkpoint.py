@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bert_jax import distributed
+from bert_jax import distributed, memory
 from bert_jax.errors import Restart, UserError, may_pass, out_of_memory
 
 
@@ -214,6 +214,9 @@ class Checkpoints:
             )
             abstract = {"params": params}
         check_fit({name: stored.get(name) for name in abstract}, abstract, where)
+        memory.check_fits(
+            memory.tree_bytes(abstract), f"reading {where}", "use a machine with more", devices=1
+        )
         prints = {
             name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), jnp.uint32, sharding=sharding)
             for name, tree in abstract.items()

@@ -19,6 +19,7 @@ from bert_jax import arguments, tasks
 from bert_jax.data.buckets import Arrays, collate, eval_plan
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.memory import Checked
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
@@ -76,7 +77,7 @@ class Model(TaskModel):
             table = params["encoder"]["embeddings"]["token"]
             return jax.nn.softmax(apply(MlmHead(encoder), params["mlm_head"], hidden, table))
 
-        self._states, self._fill = side_by_side(states), fill
+        self._states, self._fill = side_by_side(Checked(states, "a batch")), fill
 
     def hidden_states(
         self, texts: Sequence[Text], max_length: int | None = None, batch_size: int = 32

@@ -47,8 +47,8 @@ def compiler_options(platform: str) -> dict[str, int] | None:
     return {"xla_multiheap_size_constraint_per_heap": 2**30} if platform == "cpu" else None
 
 
-def check_fits(needed: int, what: str, advice: str) -> None:
-    """Checks that a device of this process has as much memory as `needed`; on CPU all of them have.
+def check_fits(needed: int, what: str, advice: str, devices: int | None = None) -> None:
+    """Checks that a device of this process has as much memory as `needed`; CPUs share theirs.
 
     What cannot fit is refused: tried, it may take the machine's memory until the system ends the
     process, or make it wait for ever.
@@ -56,11 +56,12 @@ def check_fits(needed: int, what: str, advice: str) -> None:
     Args:
       needed: bytes on one device, at the least.
       what: needs them. advice: what to do about it.
+      devices: of this process, that need so much each; None: all.
     Raises: UserError: there are not so many. Where their number is not known, nothing happens.
     """
     device = jax.local_devices()[0]
     if on_cpu := device.platform == "cpu":
-        needed, there = needed * jax.local_device_count(), host_bytes()
+        needed, there = needed * (devices or jax.local_device_count()), host_bytes()
     else:
         there = (device.memory_stats() or {}).get("bytes_limit")
     if there is not None and needed > there:
@@ -85,11 +86,15 @@ def tree_bytes(tree: Any) -> int:
 class Checked:
     """A jitted function that is checked for its memory when it was compiled, before it runs."""
 
-    def __init__(self, function: Callable[..., Any], what: str):
-        """what: it is, for the message."""
-        self._function, self._what = function, what
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        what: str,
+        advice: str = "lower batch_size or the length",
+    ):
+        """what: it is, for the message. advice: what to do where it does not fit."""
+        self._function, self._what, self._advice = function, what, advice
         self._known: set[Any] = set()
-        self.lower = function.lower  # type: ignore[attr-defined]
 
     def __call__(self, *args: Any) -> Any:
         """Calls it. Raises: UserError: there is too little memory for arguments of such shapes."""
@@ -97,16 +102,21 @@ class Checked:
         shapes = structure, tuple(getattr(leaf, "shape", leaf) for leaf in leaves)
         if shapes not in self._known:
             # JAX keeps what is compiled here, and takes it for the call.
-            found = self.lower(*args).compile().memory_analysis()
-            if found is not None:
+            compiled = self.lower(*args).compile()
+            if (found := compiled.memory_analysis()) is not None:
                 kept = found.output_size_in_bytes - found.alias_size_in_bytes
-                needed = found.argument_size_in_bytes + kept + found.temp_size_in_bytes
                 check_fits(
-                    needed, self._what,
-                    "lower batch_size or the length, raise accumulation, or set remat",
-                )  # fmt: skip
+                    found.argument_size_in_bytes + kept + found.temp_size_in_bytes,
+                    self._what,
+                    self._advice,
+                    len(compiled.runtime_executable().local_devices()),
+                )
             self._known.add(shapes)
         return self._function(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a jitted function has, as `lower`."""
+        return getattr(self._function, name)
 
 
 def host_bytes() -> int | None:

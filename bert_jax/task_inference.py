@@ -14,6 +14,7 @@ import numpy as np
 from bert_jax import arguments, tasks
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
+from bert_jax.memory import Checked
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.tasks import choice, conll, squad_read
@@ -96,7 +97,7 @@ class TaskModel:
         max_length: tokens of a sequence in fine-tuning; default: what the model can take.
         """
         self.task, self._longest = task, max_length or self.encoder.max_positions
-        self._predict = side_by_side(jax.jit(task.objective(body).predict))
+        self._predict = side_by_side(Checked(jax.jit(task.objective(body).predict), "a batch"))
 
     def predict(self, examples: Sequence[Any], batch_size: int = 32) -> list[Any]:
         """Predicts examples of the model's task; returns what `Task.decode` gives."""

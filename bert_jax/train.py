@@ -117,7 +117,9 @@ class Trainer:
             out_shardings=(shardings, sharding.replicated(mesh)),
             compiler_options=memory.compiler_options(mesh.devices.flat[0].platform),
         )  # fmt: skip
-        self.step = memory.Checked(step, "a step")
+        self.step = memory.Checked(
+            step, "a step", "lower batch_size or the length, raise accumulation, or set remat"
+        )
         self.evaluate_batch = self.jit(
             lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
         )
