@@ -257,3 +257,38 @@ def test_a_process_that_cannot_begin_takes_the_others_with_it(environment, corpu
     assert launcher.wait(timeout=120) == 2
     assert log.read_text().count("error: batch_size=13 must divide") >= 1
     assert "starting again" not in log.read_text() and not workdir.exists()
+
+
+EVALUATING = """
+import dataclasses, sys
+sys.path.insert(0, "tests")
+import tiny_corpus
+from bert_jax import distributed, sharding, train
+from bert_jax.data.corpus import open_corpus
+
+distributed.initialize()
+config = tiny_corpus.small_config(batch_size=8, eval_instances=64)
+mesh = sharding.make_mesh(config.mesh)
+trainer, [phase] = tiny_corpus.make_trainer(config, open_corpus(sys.argv[1]), mesh)
+params, few = trainer.init()["params"], phase.evaluation()
+for copies in (1, 16, 16, 16):
+    many = dataclasses.replace(phase, evaluation=lambda: copies * few)
+    print("means", train.held_out_means(trainer, params, many), flush=True)
+"""
+
+
+def test_evaluations_of_many_batches_end_on_a_busy_machine(environment, corpus_path, tmp_path):
+    """With hundreds of computations in flight, processes wait for one another for ever."""
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(os.cpu_count() or 1)
+    ]
+    try:
+        words = [sys.executable, "-c", EVALUATING, str(corpus_path)]
+        finish(start(environment, 2, 2, words, tmp_path / "log"), tmp_path / "log")
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    said = re.findall(r"means \{'mlm_accuracy.*\}", (tmp_path / "log").read_text())
+    assert len(said) == 8 and len(set(said)) <= 2, said  # few or many, the mean is to rounding
