@@ -2,14 +2,17 @@
 
 Orbax writes each checkpoint under a temporary name and commits it whole, so one that was cut off
 is never seen. Damage after that (a truncated or missing file) may surface as an error, or as
-wrong numbers; so every tree is stored with a fingerprint of its bits, checked when it is loaded.
+wrong numbers; so every tree is stored with a fingerprint of its bits, checked when it is loaded,
+and once after it was written (`seal`): what cannot be read is told at the first save.
 """
 
 import contextlib
 import itertools
 import math
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bert_jax import distributed, memory
+from bert_jax import distributed, memory, seal
 from bert_jax.errors import Restart, UserError, may_pass, out_of_memory
 
 
@@ -54,11 +57,22 @@ class Checkpoints:
         Raises: UserError when there is nothing to read.
         """
         self._folder, self._read_only = Path(folder).resolve(), read_only
+        self._orbax: Any = None  # writes
         self._saving: Any = None  # the save that was started last
+        self._reading_back: Future[None] | None = None
+        self._reader, self._closing = ThreadPoolExecutor(1, "read back"), threading.Event()
+        seal.check_path(self._folder)
         if read_only and not self._folder.is_dir():
             raise UserError(f"there are no checkpoints at {self._folder}")
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
+        self._context = ocp.Context()
+        self._context.pytree.loading.partial_load = True
+        if read_only:  # Orbax's Checkpointer reads the metrics of all, and stops at a damaged one
+            return
+        for step in self.steps:
+            try:
+                seal.check_files(self._folder / str(step))
+            except ValueError as error:
+                self._set_aside(step, error)
         policies = ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
             self._folder,
@@ -73,8 +87,8 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=not read_only,
-            context=context,
+            cleanup_tmp_directories=True,
+            context=self._context,
         )
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
@@ -82,14 +96,29 @@ class Checkpoints:
 
         score: ranks the checkpoints that have one; higher is better, then later.
         """
-        metrics = None if score is None else {"score": score}
         tree = {"state": state, "fingerprint": fingerprint(state)}
         self.wait()
         with self._explained():
-            self._saving = self._orbax.save_async(step, tree, metrics=metrics)
+            saving = self._orbax.save_async(step, tree, metrics=seal.scored(score))
+        names = {
+            entry: [_name(path, ".") for path, _ in jax.tree.leaves_with_path({entry: part})]
+            for entry, part in state.items()
+        }
+        prints = tree["fingerprint"]
+        self._saving = saving
 
-    def wait(self) -> None:
-        """Blocks until what was started is committed.
+        def read_back() -> None:
+            saving.result()
+            checkpoint = self._folder / str(step)
+            seal.check_files(checkpoint)
+            if seal.check_arrays(checkpoint, names, prints, self._closing):
+                seal.seal(checkpoint)
+
+        if distributed.is_main():  # one is enough
+            self._reading_back = self._reader.submit(read_back)
+
+    def wait(self, read_back: bool = True) -> None:
+        """Blocks until what was started is committed and, with `read_back`, was read back.
 
         Raises: UserError, as does the next `save`: it could not be.
         """
@@ -97,34 +126,60 @@ class Checkpoints:
         with self._explained():
             if saving:  # its thread and files stay open until it is asked
                 saving.result()
+        if read_back:
+            self._check_read_back()
+
+    def _check_read_back(self) -> None:
+        """Raises UserError, on all processes: the last checkpoint cannot be read."""
+        reading, self._reading_back = self._reading_back, None
+        error = reading.exception() if reading else None
+        if distributed.from_main(error is None):
+            return
+        reason = "told by the main process" if error is None else _reason(error)
+        raise UserError(
+            f"the checkpoint that was just written to {self._folder} cannot be read back "
+            f"({reason}): the disk or its file system loses data; put that right, or choose a "
+            "--workdir elsewhere, before training on"
+        ) from error
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-            reason = str(error).strip().split("\n")[0][-200:]  # the cause comes last
             raise UserError(
-                f"a checkpoint could not be written to {self._folder} ({reason}); those committed "
-                "before are kept: put that right, and the same command goes on from the newest"
+                f"a checkpoint could not be written to {self._folder} ({_reason(error)}); those "
+                "committed before are kept: put that right, and the same command goes on from the "
+                "newest"
             ) from error
 
     def close(self) -> None:
         """Waits, and ends what runs behind. Raises: UserError, as `wait`."""
+        if self._read_only:
+            return
+        self._closing.set()
         try:
-            self.wait()
+            self.wait(read_back=False)
         finally:
             with self._explained():
                 self._orbax.close()
+            self._reader.shutdown()
 
     @property
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending."""
-        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
 
     def by_score(self) -> list[int]:
         """Steps of the checkpoints that have a score, the best last."""
-        scored = [(_score(c.metrics), c.step) for c in self._orbax.checkpoints if c.metrics]
+        scored = []
+        for step in self.steps:
+            try:
+                score = seal.score_of(self._folder / str(step))
+            except ValueError as error:
+                self._set_aside(step, error)
+                continue
+            scored += [] if score is None else [(score, step)]
         return [step for _, step in sorted(scored)]
 
     def restore(
@@ -196,12 +251,15 @@ class Checkpoints:
             text += f"; moved to {aside}"
             if jax.process_count() > 1:
                 raise Restart(f"{text}: start again, to go on from the one before")
-            self._orbax.reload()
+            if self._orbax:
+                self._orbax.reload()
         print(f"warning: {text}; falling back to the one before", file=sys.stderr)
 
     def _load(self, step: int, abstract: Mapping[str, Any] | None) -> Any:
         where = self._folder / str(step)
-        description = self._orbax.metadata(step).metadata
+        seal.check_files(where)
+        with self._context:
+            description = ocp.metadata(where, checkpointable_name="state").metadata
         if description is None:
             raise ValueError("its description cannot be read")
         stored = description["state"]
@@ -221,7 +279,9 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), jnp.uint32, sharding=sharding)
             for name, tree in abstract.items()
         }
-        loaded = self._orbax.load(step, {"state": abstract, "fingerprint": prints})
+        with self._context:
+            wanted = {"state": {"state": abstract, "fingerprint": prints}}
+            loaded = ocp.load_checkpointables(where, wanted)["state"]
         now = fingerprint(loaded["state"])
         for name in abstract:
             if np.any(np.asarray(now[name]) != np.asarray(loaded["fingerprint"][name])):
@@ -235,6 +295,10 @@ def _check_readable(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 file.read(1)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][-200:]  # the cause comes last
 
 
 def _score(metrics: Any) -> float:
@@ -290,7 +354,7 @@ def check_fit(stored: Any, wanted: Any, where: str | Path) -> None:
         )
 
 
-def _name(path: tuple) -> str:
+def _name(path: tuple, between: str = "/") -> str:
     """`params/encoder/…`; the same for attributes, dictionary keys and list positions."""
     parts = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
-    return "/".join(map(str, parts))
+    return between.join(map(str, parts))

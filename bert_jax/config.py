@@ -27,7 +27,7 @@ SIZES = {
 _LEAST = {
     "steps": 1, "batch_size": 1, "accumulation": 1, "seq_length": 1, "short_phase.seq_length": 1,
     "short_phase.batch_size": 0, "short_phase.learning_rate": 0, "short_phase.warmup_steps": 0,
-    "log_every": 1, "checkpoint_every": 1, "eval_instances": 1,
+    "log_every": 1, "checkpoint_every": 1, "checkpoint_minutes": 0, "eval_instances": 1,
     "keep_checkpoints": 1, "keep_every": 0, "workers": 0, "warmup_steps": 0,
     "model.layers": 1, "model.width": 1, "model.heads": 1, "model.head_width": 0,
     "model.feed_forward": 0, "model.max_positions": 1, "model.segment_types": 1,

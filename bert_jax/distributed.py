@@ -82,8 +82,8 @@ def is_main() -> bool:
 
 
 def say(text: str) -> None:
-    """A line to stderr, from the main process."""
-    if is_main():
+    """A line to stderr, from the main process; nothing for an empty text."""
+    if text and is_main():
         print(text, file=sys.stderr)
 
 
@@ -163,9 +163,10 @@ def lost_a_process(error: BaseException) -> bool:
 
 
 class StopRequest:
-    """A SIGTERM or Ctrl-C to any process, seen by all of them after the same step.
+    """A SIGTERM, SIGHUP or Ctrl-C to any process, seen by all of them after the same step.
 
-    A second Ctrl-C interrupts at once. So does the first, and a SIGTERM, while no step is done.
+    SIGHUP says that the terminal was closed; of a process started by nohup it stays ignored. A
+    second Ctrl-C interrupts at once. So does the first, and a SIGTERM, while no step is done.
     """
 
     def __init__(self) -> None:
@@ -175,6 +176,10 @@ class StopRequest:
         watch.saving.begin()
         if threading.current_thread() is not threading.main_thread():
             return
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup and signal.getsignal(hangup) == signal.SIG_DFL:
+            self._before[hangup] = signal.signal(hangup, self._hang_up)
         if jax.process_count() == 1:  # else JAX's own handler passes the signal on
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._receive)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background
@@ -197,6 +202,14 @@ class StopRequest:
 
     def _receive(self, *_: Any) -> None:
         self._received = True
+
+    def _hang_up(self, *_: Any) -> None:
+        # What is said from now on would be an error: the terminal is gone.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in self._terminals:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _interrupt(self, *_: Any) -> None:
         # Not print: a handler must not write to a stream that may be in the middle of a line.

@@ -1,5 +1,6 @@
 """Errors meant for people, and the wrapper that every command-line entry runs in."""
 
+import contextlib
 import errno
 import functools
 import multiprocessing
@@ -163,14 +164,16 @@ def _raised_in(error: BaseException, module: str) -> bool:
 
 def end(message: str, code: int) -> NoReturn:
     """Ends the process, from whichever thread, whatever its other threads are at."""
-    print(message, file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(message, file=sys.stderr, flush=True)
     if "jax" in sys.modules:
         # A decent exit waits: for other processes, which may wait for this one, and for threads of
         # Orbax, which wait minutes for what could not be written.
         for worker in multiprocessing.active_children():
             worker.terminate()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -46,13 +46,15 @@ from bert_jax.models.encoder import EncoderConfig, model_flops
 from bert_jax.outputs import check_folder, check_output
 from bert_jax.task_report import Examples, write_results, write_task
 from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
-from bert_jax.workdir import alone_in, check_same, keep_programs, prepare_workdir
+from bert_jax.workdir import alone_in, check_same, format_of, keep_programs, prepare_workdir
 
 MAY_CHANGE = (
-    "data", "train", "dev", "test", "init_from", "log_every", "keep_checkpoints", "mesh",
+    "data", "train", "dev", "test", "init_from", "log_every", "checkpoint_minutes",
+    "keep_checkpoints", "mesh", "accumulation", "remat", "model.remat", "model.scan_layers",
 )  # fmt: skip
+MAY_GROW = ("epochs", "steps")
 # Of one in a table: what it was trained and scored on and began from make it another.
-MAY_CHANGE_OF_TABLES = ("test", "log_every", "keep_checkpoints", "mesh")
+MAY_CHANGE_OF_TABLES = ("test", "log_every", "checkpoint_minutes", "keep_checkpoints", "mesh")
 
 
 def main() -> None:
@@ -120,7 +122,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     objective = task.objective(body)
     trainer = train.build_trainer(
         config, sharding.make_mesh(config.mesh), phase.stop, objective, next(phase.batches(0, 1)),
-        frozen=["encoder"] if config.features else (),
+        frozen=["encoder"] if config.features else (), format=format_of(workdir),
     )  # fmt: skip
     trainer.check_memory()
     begins = not distributed.from_main(has_checkpoint(workdir))
@@ -131,10 +133,13 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         "train_features": _fingerprint(features["train"]),  # the order of batches is made of them
         "dev_examples": _fingerprint_of(examples["dev"]),  # the scores of checkpoints are of them
     }
+    longer = train.longer(config, phase.stop, workdir)
     prepare_workdir(
-        workdir, described, MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task)
-    )
-    if distributed.from_main((workdir / "results.json").exists()):
+        workdir, described, MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task),
+        may_grow=MAY_GROW,
+    )  # fmt: skip
+    distributed.say(longer)
+    if _is_finished(workdir, phase.stop):
         _say_finished(workdir)
         return _results(workdir)
     keep_programs(workdir / "compiled")
@@ -152,8 +157,9 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
 
     every = config.eval_every or max(1, math.ceil(phase.stop / max(config.epochs, 1)))
     schedule = train.Schedule(
-        phase.stop, config.log_every, every, every, config.keep_checkpoints, best=task.metric
-    )
+        phase.stop, config.log_every, every, every, config.keep_checkpoints, best=task.metric,
+        checkpoint_minutes=config.checkpoint_minutes,
+    )  # fmt: skip
     with alone_in(workdir):
         train.run(trainer, [phase], schedule, workdir, initial, evaluate)
     best = load_params(workdir, trainer.abstract_state["params"], best=True)
@@ -188,6 +194,12 @@ def _featurise(
             f"were cut; --config.max_length can be up to {limit}"
         )
     return made
+
+
+def _is_finished(workdir: Path, steps: int) -> bool:
+    """Returns whether the run was trained to `steps`, and its results written."""
+    there = (workdir / "results.json").exists()
+    return distributed.from_main(there and _results(workdir).get("steps") == steps)
 
 
 def _say_finished(workdir: Path) -> None:

@@ -34,14 +34,17 @@ from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.outputs import check_folder
 from bert_jax.report import is_finished, write_report
+from bert_jax.run_format import FORMAT
 from bert_jax.weights import merge, open_model
-from bert_jax.workdir import alone_in, keep_programs, prepare_workdir
+from bert_jax.workdir import alone_in, format_of, keep_programs, prepare_workdir
 
-# What may change when a run is continued; anything else would make it another run.
+# What may change when a run is continued, and what may grow; else it would be another run.
 MAY_CHANGE = (
     "corpus", "init_from", "workers", "log_every", "eval_every", "eval_instances",
-    "checkpoint_every", "keep_checkpoints", "keep_every", "mesh", "log_instances",
+    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "mesh",
+    "log_instances", "accumulation", "model.remat", "model.scan_layers",
 )  # fmt: skip
+MAY_GROW = ("steps",)
 
 
 def main() -> None:
@@ -62,18 +65,21 @@ def pretrain(config: Any, workdir: Path) -> None:
     if not config.corpus:
         raise UserError("--config.corpus=FOLDER is needed")
     corpus = open_corpus(config.corpus)
-    objective = build_objective(config, corpus.tokenizer)
+    format = format_of(workdir)
+    objective = build_objective(config, corpus.tokenizer, format)
     mesh = sharding.make_mesh(config.mesh)
     phases = build_phases(config, corpus, objective, mesh)
     schedule = build_schedule(config, objective)
     trainer = train.build_trainer(
-        config, mesh, config.steps, objective, next(phases[0].batches(0, 1))
+        config, mesh, config.steps, objective, next(phases[0].batches(0, 1)), format=format
     )
     trainer.check_memory()
     starts = config.init_from and not distributed.from_main(has_checkpoint(workdir))
     initial = _initial_params(config, corpus, trainer) if starts else None
+    longer = train.longer(config, config.steps, workdir)
     # Only now: a config that cannot be leaves nothing behind.
     _prepare(config, corpus, workdir)
+    distributed.say(longer)
     if distributed.from_main(is_finished(workdir, config.steps)):
         if distributed.is_main():
             print(read_text(workdir / "report.md"))
@@ -93,8 +99,8 @@ def pretrain(config: Any, workdir: Path) -> None:
     distributed.wait_for_all("the report is written")
 
 
-def build_objective(config: Any, tokenizer: Tokenizer) -> LanguageModel:
-    """The objective of a pre-training config."""
+def build_objective(config: Any, tokenizer: Tokenizer, format: int = FORMAT) -> LanguageModel:
+    """Makes the objective of a pre-training config. format: of the run, which decides its keys."""
     encoder = encoder_config(config.model.to_dict(), tokenizer.vocab_size, config.dtype)
     never = (tokenizer.cls_id, tokenizer.sep_id)
     if encoder.causal:
@@ -110,14 +116,15 @@ def build_objective(config: Any, tokenizer: Tokenizer) -> LanguageModel:
         random_share=m.random_share,
         continuation=tokenizer.continuation if m.whole_word else None,
     )
-    return MaskedLM(encoder, masking, config.nsp, config.seed)
+    return MaskedLM(encoder, masking, config.nsp, config.seed, format)
 
 
 def build_schedule(config: Any, objective: LanguageModel) -> train.Schedule:
     """How often the loop does what."""
     return train.Schedule(
         config.steps, config.log_every, config.eval_every, config.checkpoint_every,
-        config.keep_checkpoints, config.keep_every, best=f"{objective.name}_loss",
+        config.keep_checkpoints, config.keep_every, f"{objective.name}_loss",
+        config.checkpoint_minutes,
     )  # fmt: skip
 
 
@@ -233,7 +240,8 @@ def _prepare(config: Any, corpus: Corpus, workdir: Path) -> None:
         write_whole(folder / "corpus.json", (corpus.path / "corpus.json").read_bytes())
 
     check = functools.partial(check_corpus, workdir, corpus.path)
-    prepare_workdir(workdir, config.to_dict(), MAY_CHANGE, corpus.tokenizer, copy, check)
+    plain = config.to_dict()
+    prepare_workdir(workdir, plain, MAY_CHANGE, corpus.tokenizer, copy, check, MAY_GROW)
 
 
 if __name__ == "__main__":

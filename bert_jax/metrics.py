@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,9 @@ import jax
 
 from bert_jax import distributed, schemas
 from bert_jax.errors import UserError
+from bert_jax.events import Events
 from bert_jax.files import json_line, read_json_lines, write_json_lines
 from bert_jax.objectives.base import Mean
-
-# tensorboardX imports PyTorch where it is installed: seconds of every start, for nothing of ours.
-_hides_torch = "torch" not in sys.modules
-if _hides_torch:
-    sys.modules["torch"] = None  # type: ignore[assignment]
-from tensorboardX import SummaryWriter  # noqa: E402
-
-if _hides_torch:
-    del sys.modules["torch"]
 
 # Peak dense bf16 FLOP/s of a device, by a part of its `device_kind`, the first that
 # fits; the published figures.
@@ -74,7 +65,7 @@ class MetricsLog:
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         write_json_lines(self._path, kept)
         self._file = self._path.open("a")
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
+        self._events = Events(workdir / "events", step, kept)
 
     def write(
         self, step: int, split: str, metrics: Mapping[str, float], time: Mapping[str, float]
@@ -91,8 +82,7 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:  # a full disk: it does not say of which file
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-        for name, value in {**metrics, **time}.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        self._events.write(line)
 
     def close(self) -> None:
         """Closes both; what could not be written has been said."""
@@ -102,8 +92,14 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line cut off by a kill is left out."""
-    return read_json_lines(workdir / "metrics.jsonl", schemas.MetricsLine)
+    """The lines of `metrics.jsonl`; a last line cut off by a kill is left out.
+
+    A number that was not finite, and so is null in the file, is NaN.
+    """
+    return [
+        {name: math.nan if value is None else value for name, value in line.items()}
+        for line in read_json_lines(workdir / "metrics.jsonl", schemas.MetricsLine)
+    ]
 
 
 def last_evaluation(workdir: Path) -> dict[str, float]:

@@ -14,11 +14,15 @@ import bert_jax
 from bert_jax.errors import UserError
 from bert_jax.files import read_json
 
-FORMAT = 1  # of the runs that begin now; a config.json without "format" is of format 1
+# Of the runs that begin now; a config.json without "format" is of format 1.
+# 2: each purpose of random keys has a root of its own (`keys`).
+FORMAT = 2
 
 # Dotted name of a field of configs/pretrain.py or configs/finetune.py that is newer than format 1:
 # what a run meant whose config.json lacks it. Never change an entry: old runs stay as they are.
-MEANT: dict[str, Any] = {}
+MEANT: dict[str, Any] = {
+    "checkpoint_minutes": 0.0,
+}
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

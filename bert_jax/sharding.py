@@ -118,7 +118,9 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     check_batch(mesh, batch_size)
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     blocks = {place[0].indices(batch_size)[:2] for place in places if place}
-    return np.concatenate([np.arange(start, stop) for start, stop in sorted(blocks)])
+    rows = np.concatenate([np.arange(start, stop) for start, stop in sorted(blocks)])
+    rows.flags.writeable = False  # it is kept, and given to all who ask
+    return rows
 
 
 def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:

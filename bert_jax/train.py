@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,14 +23,16 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from bert_jax import distributed, goodput, memory, optim, sharding
+from bert_jax import distributed, goodput, keys, memory, optim, run_format, sharding
 from bert_jax import metrics as metrics_lib
-from bert_jax.checkpoint import Checkpoints
+from bert_jax.checkpoint import Checkpoints, has_checkpoint
 from bert_jax.errors import Stopped, UserError
 from bert_jax.objectives.base import Batch, Mean, Objective
+from bert_jax.run_format import FORMAT
 
 Evaluate = Callable[[Any, "Phase"], dict[str, float]]
-# step, seed, params, opt_state, window (metrics since the last log), bad_step
+# step, seed, params, opt_state, window (metrics since the last log), bad_step. With another
+# log_every a checkpoint holds other sums in its window; everything else of it has the same bits.
 State = dict[str, Any]
 
 
@@ -59,6 +62,38 @@ class Schedule:
     # Held-out metric of the last phase whose best checkpoint is kept besides, of a loss the lowest,
     # else the highest; empty: none.
     best: str = ""
+    checkpoint_minutes: float = 0.0  # since the last one: another, so that no more is lost; 0: none
+
+
+class _SaveTimer:
+    """Tells when so much time has passed since the last save, on all processes after the same step.
+
+    The main process looks at its clock. As asking it costs a message, it also says after how many
+    steps it is to be asked again: half of those that are likely to be done until then, and at most
+    as many as were done, as the first steps are begun before they are computed.
+    """
+
+    def __init__(self, minutes: float, step: int):
+        self._seconds = 60 * minutes or math.inf
+        self._begin, self._first = time.monotonic(), step
+        self._ask_at = step + 1
+
+    def due(self, step: int) -> bool:
+        """Returns whether to save after this step; to be asked after every step."""
+        if math.isinf(self._seconds) or step < self._ask_at:
+            return False
+        passed = time.monotonic() - self._begin
+        done = step - self._first
+        left = (self._seconds - passed) * done / max(passed, 1e-6)
+        due, self._ask_at = distributed.from_main(
+            [passed >= self._seconds, step + max(1, int(min(left / 2, done)))]
+        )
+        return bool(due)
+
+    def saved(self, step: int) -> None:
+        """Begins to count anew."""
+        self._begin, self._first = time.monotonic(), step
+        self._ask_at = step + 1
 
 
 class Trainer:
@@ -73,15 +108,21 @@ class Trainer:
         example: Mapping[str, np.ndarray],
         seed: int,
         accumulation: int = 1,
+        format: int = FORMAT,
     ):
-        """example: rows of a batch, for their shapes. accumulation: micro-batches a step."""
+        """Args:
+        example: rows of a batch, for their shapes.
+        accumulation: micro-batches a step.
+        format: of the run, which decides about its keys.
+        """
         self.objective, self.transform, self.learning_rate = objective, transform, learning_rate
         self.mesh, self.seed, self.accumulation = mesh, seed, accumulation
+        self._root = functools.partial(keys.root, format=format)
         example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
 
         def fresh(seed: jax.Array) -> State:
             batch = jax.tree.map(jnp.zeros_like, example)
-            params = objective.init(jax.random.key(seed), batch)
+            params = objective.init(self._root(seed, keys.Purpose.INIT), batch)
             return {
                 "step": jnp.int32(0),
                 "seed": seed,  # here, lest a step of another seed be another program to compile
@@ -155,7 +196,7 @@ class Trainer:
     def _step(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
         """The state after a step, and the step's loss, which unlike the state stays."""
         step, params = state["step"], state["params"]
-        key = jax.random.fold_in(jax.random.key(state["seed"]), step)
+        key = jax.random.fold_in(self._root(state["seed"], keys.Purpose.DROPOUT), step)
         grads, means = self._gradients(params, batch, key)
         updates, opt_state = self.transform.update(grads, state["opt_state"], params)
         loss = means["loss"].value()
@@ -211,13 +252,14 @@ class Trainer:
 
 def build_trainer(
     config: Any, mesh: jax.sharding.Mesh, steps: int, objective: Objective,
-    example: Mapping[str, np.ndarray], frozen: Collection[str] = (),
+    example: Mapping[str, np.ndarray], frozen: Collection[str] = (), format: int = FORMAT,
 ) -> Trainer:  # fmt: skip
     """The objective with its optimiser on a mesh.
 
     config: batch_size, accumulation, learning_rate, warmup_steps, optimizer, seed.
     example: rows of a batch, for their shapes.
     frozen: top-level parts of the parameters that stay as they are.
+    format: of the run, which decides about its keys.
     """
     sharding.check_batch(mesh, config.batch_size, config.accumulation)
     rate = optim.schedule(config, steps)
@@ -227,7 +269,29 @@ def build_trainer(
             {"trained": transform, "frozen": optax.set_to_zero()},
             lambda params: {n: "frozen" if n in frozen else "trained" for n in params},
         )
-    return Trainer(objective, transform, rate, mesh, example, config.seed, config.accumulation)
+    return Trainer(
+        objective, transform, rate, mesh, example, config.seed, config.accumulation, format
+    )
+
+
+def longer(config: Any, steps: int, workdir: Path) -> str:
+    """Says what it means for a run that it is to have more steps than it was begun with.
+
+    config: learning_rate, warmup_steps, optimizer and so on. steps: as they are now.
+    Returns: a line, empty where the folder has no checkpoint yet or the steps are as before.
+    """
+    if not has_checkpoint(workdir):
+        return ""
+    before = run_format.read_config(workdir).get("steps", 0)
+    reached = max(Checkpoints(workdir / "checkpoints", read_only=True).steps)
+    if not 0 < before < steps:
+        return ""
+    was, now = (float(optim.schedule(config, n)(reached)) for n in (before, steps))
+    return (
+        f"{workdir} was begun with {before:,} steps and goes on to {steps:,}: from step "
+        f"{reached:,} the learning rate follows the schedule of {steps:,} steps "
+        f"({now:.3g} there, not {was:.3g})"
+    )
 
 
 def run(
@@ -265,6 +329,7 @@ def run(
         total=schedule.steps, initial=step, unit="step", dynamic_ncols=True, disable=not speaks
     )
     held_out: dict[str, float] = {}
+    timer = _SaveTimer(schedule.checkpoint_minutes, step)
     in_flight = sharding.InFlight(2)  # a step needs the one before, so they cannot mix
     request = distributed.StopRequest()
     try:
@@ -278,6 +343,7 @@ def run(
             stops = request.reached(step) and not last
             kept = schedule.keep_every and step % schedule.keep_every == 0
             saves = last or stops or kept or step % schedule.checkpoint_every == 0
+            saves = timer.due(step) or saves
             logs = last or step % schedule.log_every == 0
             score = None
             if logs or saves:
@@ -298,9 +364,10 @@ def run(
             if saves:
                 with ledger.spending("checkpoints"):
                     checkpoints.save(step, state, score)
+                timer.saved(step)
             if stops:
                 with ledger.spending("checkpoints"):
-                    checkpoints.wait()
+                    checkpoints.wait(read_back=False)  # little time may be left
                 raise Stopped(f"stopped and saved at step {step}; the same command goes on")
         with ledger.spending("checkpoints"):
             checkpoints.wait()

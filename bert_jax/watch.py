@@ -81,7 +81,7 @@ def listen() -> Callable[[], None]:
         while number := read.recv(1):
             if not saving and number[0] == signal.SIGINT:
                 errors.end("\ninterrupted", 130)
-            if not saving and number[0] == signal.SIGTERM:
+            if not saving and number[0] in (signal.SIGTERM, getattr(signal, "SIGHUP", 0)):
                 errors.end(_STOPPED, errors.RESTART_CODE)
         read.close()
 

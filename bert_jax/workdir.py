@@ -3,6 +3,7 @@
 import contextlib
 import filecmp
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
-from bert_jax import distributed, run_format
+from bert_jax import distributed, run_format, seal
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import UNFINISHED, write_json
@@ -20,11 +21,16 @@ from bert_jax.locks import locked
 
 
 def check_same(
-    workdir: Path, config: Mapping[str, Any], may_change: Collection[str], whole: bool = True
+    workdir: Path,
+    config: Mapping[str, Any],
+    may_change: Collection[str],
+    may_grow: Collection[str] = (),
+    whole: bool = True,
 ) -> None:
     """Checks that a work directory was made with this config.
 
-    may_change: fields that may differ. whole: if not, so may those that `config` does not have.
+    may_change: fields, or whole sections, that may differ. may_grow: numbers that may be larger.
+    whole: if not, fields that `config` does not have may differ, too.
     Raises: UserError, listing what differs.
     """
     stored = run_format.read_config(workdir)
@@ -35,15 +41,22 @@ def check_same(
     changed = [
         f"{name} was {before.get(name)}, is {now[name]}"
         for name in sorted(now)
-        if before.get(name) != now[name] and name.split(".")[0] not in may_change
+        if before.get(name) != now[name]
+        and not {name, name.split(".")[0]} & set(may_change)
+        and not (name in may_grow and now[name] > before.get(name, math.inf))
     ]
     if changed:
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         kept = any((workdir / "checkpoints").glob("*"))
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(changed[:5])}{more}); "
-            f"undo that{'' if kept else ', delete the folder, which has no checkpoint yet,'} or "
-            "choose another --workdir"
+            + (
+                "undo that, or start a new run from this one: "
+                f"--config.init_from={workdir} --workdir=NEW"
+                if kept
+                else "undo that, delete the folder, which has no checkpoint yet, or choose another "
+                "--workdir"
+            )
         )
 
 
@@ -59,21 +72,24 @@ def prepare_workdir(
     tokenizer: Tokenizer,
     write: Callable[[Path], None] = lambda folder: None,
     check: Callable[[], None] = lambda: None,
+    may_grow: Collection[str] = (),
 ) -> None:
     """Writes tokenizer/ and config.json, or checks that the folder is of the same run.
 
     Of several processes all check, and the main one writes.
 
     Args:
-      config: plain values. may_change: its fields that may differ when a run is continued.
+      config: plain values.
+      may_change, may_grow: its fields that may differ when a run is continued, as in `check_same`.
       write: called with the folder of a new run before config.json is there, to put more there.
       check: called of a run that is continued, to raise a UserError where something else differs.
     Raises: UserError: the folder holds something else.
     """
+    seal.check_path(workdir)
     path = workdir / "config.json"
     is_there = distributed.from_main(path.exists())
     if path.exists():
-        check_same(workdir, config, may_change)
+        check_same(workdir, config, may_change, may_grow)
         check()
     elif workdir.exists() and not is_there:
         # What a start that was killed may have left, if it is what this one would write.
@@ -116,6 +132,14 @@ def _move_into(workdir: Path, made: Path) -> None:
 
 def _holds_no_run(workdir: Path) -> UserError:
     return UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+
+
+def format_of(workdir: Path) -> int:
+    """Gives the format of the run in a folder, as the main process sees it; of none, the newest.
+
+    Raises: UserError: as `run_format.read_config`.
+    """
+    return distributed.from_main(run_format.format_of(workdir))
 
 
 @contextlib.contextmanager

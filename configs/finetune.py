@@ -113,6 +113,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.dtype = "auto"  # of the computation; bfloat16 on accelerators, float32 on CPU
     config.log_every = 50  # steps
     config.eval_every = 0  # steps; 0: once an epoch
+    config.checkpoint_minutes = 10.0  # since the last evaluation or checkpoint: another; 0: none
     config.keep_checkpoints = 1  # newest, beside the best
     config.mesh = section()  # devices along each axis; -1: the rest
     config.mesh.data = -1

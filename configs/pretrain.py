@@ -162,6 +162,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.eval_every = (steps + 9) // 10
     config.eval_instances = 2048  # of the held-out split
     config.checkpoint_every = (steps + 19) // 20
+    # Since the last one: another, so that no more than this is lost. 0: by steps alone.
+    config.checkpoint_minutes = 10.0
     config.keep_checkpoints = 2  # the newest
     config.keep_every = 0  # steps; at multiples of it one is saved, and stays; 0: none
     config.mesh = section()  # devices along each axis; -1: the rest

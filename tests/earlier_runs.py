@@ -28,8 +28,8 @@ def tune(folder: Path, workdir: Path, **changes: Any) -> None:
     """Starts or continues the fine-tuning: tags, a BiLSTM, dropout, two micro-batches a step."""
     config = tiny_tasks.make_config(
         folder / "pretraining", "task=custom,family=tagging", data=str(folder / "data"),
-        batch_size=8, accumulation=2, epochs=2.0, max_length=16, log_every=4, bilstm=1,
-        bilstm_width=8, dtype="float32", dropout=0.2, **changes,
+        batch_size=8, accumulation=2, max_length=16, log_every=4, bilstm=1,
+        bilstm_width=8, dtype="float32", dropout=0.2, **{"epochs": 2.0, **changes},
     )  # fmt: skip
     finetune.finetune(config, workdir)
 

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_corpus
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax import sharding
-from bert_jax.checkpoint import Checkpoints, check_fit, load_params
+from bert_jax import seal, sharding
+from bert_jax.checkpoint import Checkpoints, check_fit, fingerprint, load_params
 from bert_jax.errors import UserError
+from bert_jax.workdir import prepare_workdir
 
 # Orbax leaves coroutines behind when a read fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -228,14 +230,17 @@ def test_damage_falls_back_to_the_checkpoint_before(folder, damage, capfd):
     ("error", "raised"),
     [
         (OSError(errno.EIO, "Input/output error"), OSError),
-        (ValueError("Timeout waiting at barrier: task 1: heartbeat timeout"), RuntimeError),
+        (
+            jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out: task 1 is silent"),
+            jax.errors.JaxRuntimeError,
+        ),
     ],
 )
 def test_what_is_no_damage_moves_nothing(folder, error, raised, monkeypatch):
     """A disk that is away, a process that is gone: the checkpoint may be sound."""
 
     def fail(*_):
-        if raised is RuntimeError:
+        if raised is jax.errors.JaxRuntimeError:
             monkeypatch.setattr(jax, "process_count", lambda: 2)
         raise error
 
@@ -354,3 +359,140 @@ def test_the_best_scored_stays_and_can_be_loaded(tmp_path, scores, kept, best):
     assert checkpoints.restore(abstract(state(1)))[0] == 4
     checkpoints.close()
     assert bits(load_params(tmp_path, best=True)) == bits(state(best)["params"])
+
+
+# Every file of a checkpoint
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> Path:
+    """Checkpoints 1 and 2 with scores, to be copied and damaged; 1 is the best."""
+    folder = tmp_path_factory.mktemp("scored") / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    for step, score in ((1, 0.9), (2, 0.3)):
+        checkpoints.save(step, state(step), score)
+    checkpoints.wait()
+    checkpoints.close()
+    return folder
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def changed(data: bytes) -> bytes:
+    """One bit in the middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :] if data else b"x"
+
+
+HARM = {
+    "removed": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(cut(path.read_bytes())),
+    "changed": lambda path: path.write_bytes(changed(path.read_bytes())),
+    "other JSON": lambda path: path.write_bytes(b"[1, null]"),
+}
+
+
+@pytest.mark.parametrize(("harm", "sealed"), [*((h, True) for h in HARM), ("cut", False)])
+def test_damage_to_any_file_of_a_checkpoint_is_no_obstacle(scored, tmp_path, harm, sealed):
+    """The run goes on from it if it is sound all the same, else from the one before."""
+    names = [path.relative_to(scored) for path in (scored / "2").rglob("*") if path.is_file()]
+    for number, name in enumerate(sorted(names)):
+        folder = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(scored, folder)
+        if not sealed:  # as checkpoints of before, or of a run that was killed just then
+            for step in ("1", "2"):
+                (folder / step / "digests.json").unlink()
+            if name.name == "digests.json":
+                continue
+        HARM[harm](folder / name)
+        looked = listing(folder)
+        assert Checkpoints(folder, read_only=True).restore(best=True)[0] == 1, name
+        assert listing(folder) == looked
+        step, found = restore(folder, abstract(state(0)))
+        assert bits(found) == bits(state(step)), name
+        if sealed and name.name in ("metrics", "_METADATA", "_CHECKPOINT_METADATA"):
+            assert step == 1, name
+
+
+def test_a_score_that_was_changed_is_damage(scored, tmp_path):
+    """Else another checkpoint would be the best."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(scored, folder)
+    for step in ("1", "2"):
+        (folder / step / "digests.json").unlink()
+    path = folder / "1" / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("0.9", "0.1", 1))
+    assert Checkpoints(folder, read_only=True).by_score() == [2]
+
+
+def test_scores_that_are_no_numbers_are_not_stored(tmp_path):
+    """JSON has none for them."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state(1), float("nan"))
+    checkpoints.close()
+    assert not (tmp_path / "checkpoints" / "1" / "metrics").exists()
+
+
+# Read back
+
+
+def test_the_fingerprint_of_the_host_is_that_of_the_device():
+    tree = state(5)
+    for name, part in tree.items():
+        ours = [seal._fingerprint(np.asarray(leaf)) for leaf in jax.tree.leaves(part)]
+        assert ours == fingerprint(tree)[name].tolist()
+
+
+@pytest.mark.parametrize("lost", ["data", "bits"])
+def test_what_cannot_be_read_back_is_told_at_the_first_save(tmp_path, monkeypatch, lost):
+    """And not at the end of the training."""
+    if lost == "data":
+        arrays = seal.check_arrays
+
+        def lose(checkpoint, *arguments):
+            without_data(checkpoint)
+            return arrays(checkpoint, *arguments)
+
+        monkeypatch.setattr(seal, "check_arrays", lose)
+    else:
+        monkeypatch.setattr(seal, "_fingerprint", lambda _: 1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state(1))
+    with pytest.raises(UserError, match=r"just written to .*checkpoints cannot be read back \("):
+        checkpoints.save(2, state(2))
+    checkpoints.close()
+
+
+NAMES = [
+    "[old]", "a[1]", "a]b", "a*b", "a?b", "{x}", "a b", " lead", "trail ", "q'x", 'q"x', "p%20s%s",
+    "new\nline", "한글 ünï", "-rf", "~x", "dots...", "h#a&$HOME;", "a:b", "x" * 200,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_may_have_any_name(tmp_path, name):
+    """Also one above it. The libraries below take some characters for patterns."""
+    folder = tmp_path / name / "run" / "checkpoints"
+    save(folder, 3)
+    step, found = restore(folder, abstract(state(0)))
+    assert step == 3
+    assert bits(found) == bits(state(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gs:", "ends with a colon"),
+        ("a\\b", "has a backslash"),
+        (os.fsdecode(b"\xff"), "not UTF-8"),
+    ],
+)
+def test_a_name_that_cannot_be_is_told_before_anything_is_written(tmp_path, name, message):
+    folder = tmp_path / name / "run"
+    with pytest.raises(UserError, match=message):
+        prepare_workdir(folder, {}, (), tiny_corpus.tokenizer())
+    with pytest.raises(UserError, match=message):
+        Checkpoints(folder / "checkpoints")
+    assert not folder.exists()

@@ -9,6 +9,7 @@ import earlier_runs
 import numpy as np
 import pytest
 import tiny_corpus
+from test_metrics import events, told
 
 from bert_jax import sharding
 from bert_jax.inference import load
@@ -44,6 +45,8 @@ def test_a_run_of_the_first_format_ends_with_the_bits_of_then(folder, name):
     assert [line.keys() for line in lines] == [line.keys() for line in expected[name]]
     for line, other in zip(lines, expected[name], strict=True):
         assert line == (other if alike else pytest.approx(other, rel=1e-4)), line["step"]
+    # Those of then were written by another library.
+    assert sorted(x[:2] for x in events(folder / name / "events")) == sorted(told(folder / name))
 
 
 @pytest.mark.parametrize("name", earlier_runs.RUNS)

@@ -6,13 +6,16 @@ Each is one clear error, the checkpoints committed before are intact, and the ru
 import contextlib
 import errno
 import io
+import itertools
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -29,9 +32,9 @@ from bert_jax.workdir import alone_in
 SETTINGS = {"steps": 24, "checkpoint_every": 4, "eval_every": 10, "log_every": 2}
 
 
-def run(corpus, workdir: Path, at_step_ten=lambda: None):
+def run(corpus, workdir: Path, at_step_ten=lambda: None, **changes):
     """Trains; something happens in the evaluation after step 10. Returns the final state."""
-    config = small_config(**SETTINGS)
+    config = small_config(**{**SETTINGS, "checkpoint_minutes": 0.0, **changes})
     trainer, phases = make_trainer(config, corpus)
 
     def evaluate(params, phase):
@@ -111,21 +114,112 @@ def test_a_clock_that_is_set_back(corpus, undisturbed, tmp_path, monkeypatch):
     assert steps_of(tmp_path / "run") == [20, 24]  # the newest by step, not by time
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_stop_is_saved_and_goes_on(corpus, undisturbed, tmp_path, number, capfd):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {n: signal.getsignal(n) for n in numbers}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under nohup
     try:
         with pytest.raises(Stopped, match="stopped and saved at step 11; the same command goes on"):
             run(corpus, tmp_path / "run", lambda: signal.raise_signal(number))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
     told = "Ctrl-C again stops at once" in capfd.readouterr().err
     assert told == (number == signal.SIGINT)
     assert steps_of(tmp_path / "run") == [8, 11]
     assert_same(run(corpus, tmp_path / "run"), undisturbed)
+
+
+def test_a_terminal_that_is_closed_while_nohup_holds(corpus, undisturbed, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hang_up = lambda: signal.raise_signal(signal.SIGHUP)  # noqa: E731
+        assert_same(run(corpus, tmp_path / "run", hang_up), undisturbed)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_said_to_a_closed_terminal_is_no_error():
+    """The kernel sends SIGHUP; from then on, writing to the terminal is an I/O error."""
+    program = (
+        "import os, sys\n"
+        "os.open(os.ttyname(0), os.O_RDWR)  # it is now that of the session\n"
+        "from bert_jax import distributed\n"
+        "request = distributed.StopRequest()\n"
+        "print('ready', flush=True)\n"
+        "while not request.reached(1): pass\n"
+        "print('saved', flush=True); print('saved', file=sys.stderr, flush=True)\n"
+        "open(sys.argv[1], 'w').write('saved')\n"
+    )
+    ours, theirs = os.openpty()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "saved"
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, path], stdin=theirs, stdout=theirs, stderr=theirs,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        while b"ready" not in os.read(ours, 1000):
+            pass
+        os.close(ours)
+        assert process.wait(timeout=100) == 0
+        assert path.read_text() == "saved"
+
+
+def test_saving_by_the_clock_changes_no_bit(corpus, undisturbed, tmp_path, monkeypatch):
+    """A step takes minutes, so every few one is saved besides, and the run goes on from it."""
+    ticks = itertools.count()
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(
+        monotonic=lambda: 240 * next(ticks), perf_counter=time.perf_counter
+    ))  # fmt: skip
+    saved = []
+    save = Checkpoints.save
+
+    def noted(self, step, state, score=None):
+        saved.append(step)
+        save(self, step, state, score)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    changes = {"checkpoint_minutes": 10.0, "checkpoint_every": 100}
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, tmp_path / "run", stop, **changes)
+    assert saved and max(np.diff([0, *saved, 10])) <= 5
+    assert_same(run(corpus, tmp_path / "run", **changes), undisturbed)
+
+
+def test_all_processes_save_after_the_same_step(monkeypatch):
+    """The clock of the main one decides, and it is asked rarely."""
+    now, said = [0.0], []
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(train.distributed, "from_main", lambda v: said.append(v) or v)
+    main_one = train._SaveTimer(10, 0)
+    due = []
+    for step in range(1, 10_001):
+        now[0] += 0.5
+        if main_one.due(step):
+            due.append(step)
+            main_one.saved(step)
+    assert all(1200 <= gap <= 1202 for gap in np.diff([0, *due]))
+    assert len(said) < 30 * (len(due) + 1)
+    now[0] = 0.0  # another process, whose clock stands still, follows
+    answers = iter(said)
+    monkeypatch.setattr(train.distributed, "from_main", lambda _: next(answers))
+    other, followed = train._SaveTimer(10, 0), []
+    for step in range(1, 10_001):
+        if other.due(step):
+            followed.append(step)
+            other.saved(step)
+    assert followed == due
 
 
 def test_a_second_interrupt_does_not_wait(corpus, tmp_path):

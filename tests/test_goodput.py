@@ -80,3 +80,8 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     ledger_in(tmp_path, 10).write(11)
     last = (tmp_path / "goodput.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["start"] == 1
+
+
+def test_a_run_that_was_killed_at_once_has_no_shares_to_speak_of(tmp_path):
+    write(tmp_path)
+    assert goodput.shares(tmp_path) == {"wall_seconds": 0, "lost_to_restarts": 0.0}

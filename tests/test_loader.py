@@ -94,7 +94,7 @@ def test_abandoned_iterators_leave_no_thread_and_no_process(instances):
     assert others()[0] <= before[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_workers_leave_signals_to_the_run(instances, expected, number):
     """Ctrl-C and some schedulers send them to all processes, and the run saves before it ends."""
     batches = train_batches(instances, BATCH, 0, STEPS, workers=1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import types
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from bert_jax import events as events_lib
 from bert_jax import metrics
 from bert_jax.errors import UserError
 from bert_jax.objectives.base import Mean
@@ -32,7 +34,6 @@ def test_perplexity_is_the_exponential_of_the_mean_loss():
     values = metrics.values({"mlm_loss": mean(6, 3), "nsp_loss": mean(1, 1), "loss": mean(3, 1)})
     assert values["mlm_perplexity"] == pytest.approx(math.exp(2))
     assert values.keys() == {"mlm_loss", "mlm_perplexity", "nsp_loss", "loss"}
-    assert metrics.values({"mlm_loss": mean(1e4, 1)})["mlm_perplexity"] == math.inf
 
 
 def write(workdir, begin: int, end: int, loss: float = 1.0, restart: int = 0):
@@ -82,6 +83,57 @@ def test_no_metrics_yet(tmp_path):
 def test_events_are_written_for_tensorboard(tmp_path):
     write(tmp_path, 1, 3)
     assert len(list((tmp_path / "events").glob("events.out.tfevents.*"))) == 1
+
+
+def events(folder: Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of all events, of all files."""
+    found = [e for path in sorted(folder.iterdir()) for e in events_lib._read(path)]
+    return [(v.tag, e.step, v.simple_value) for e in found for v in e.summary.value]
+
+
+def told(workdir: Path) -> list[tuple[str, int]]:
+    """What metrics.jsonl says must be among the events."""
+    return [
+        (f"{line['split']}/{name}", line["step"])
+        for line in metrics.read_metrics(workdir)
+        for name in [*(line.keys() - {"step", "split", "time"}), *line["time"]]
+    ]
+
+
+@pytest.mark.parametrize("left", [0, 5, 60, 200, 10_000])
+def test_events_that_a_kill_lost_are_written_again_and_none_twice(tmp_path, left):
+    """left: bytes that reached the disk; of the rest metrics.jsonl knows."""
+    write(tmp_path, 1, 9)
+    folder = tmp_path / "events"
+    (path,) = folder.iterdir()
+    os.truncate(path, min(left, path.stat().st_size))
+    write(tmp_path, 6, 12, restart=5)
+    found = [(tag, step) for tag, step, _ in events(folder)]
+    assert sorted(found) == sorted(told(tmp_path))
+    assert len(set(found)) == len(found)
+
+
+def test_events_are_there_as_soon_as_they_are_told(tmp_path):
+    """Without an end of any kind, as after SIGKILL."""
+    log = metrics.MetricsLog(tmp_path, 0)
+    log.write(1, "train", {"loss": 1.5, "gone": math.nan}, {"seconds": 0.25})
+    found = events(tmp_path / "events")
+    assert [x[:2] for x in found] == [("train/loss", 1), ("train/gone", 1), ("train/seconds", 1)]
+    assert found[0][2] == 1.5 and math.isnan(found[1][2])
+    log.close()
+
+
+def test_what_is_no_number_is_null_in_the_file_and_nan_when_it_is_read(tmp_path):
+    log = metrics.MetricsLog(tmp_path, 0)
+    log.write(1, "train", {"loss": math.nan, "most": math.inf}, {"seconds": 1.0})
+    log.close()
+    assert '"loss": null, "most": null' in (tmp_path / "metrics.jsonl").read_text()
+    (line,) = metrics.read_metrics(tmp_path)
+    assert math.isnan(line["loss"]) and math.isnan(line["most"])
+
+
+def test_the_perplexity_of_a_run_that_diverged_is_a_number():
+    assert 1e300 < metrics.values({"mlm_loss": mean(1e6, 1)})["mlm_perplexity"] < math.inf
 
 
 @pytest.mark.parametrize(

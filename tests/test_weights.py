@@ -314,7 +314,7 @@ def test_pretraining_starts_from_a_hugging_face_folder(corpus, run, tmp_path, ca
 
 
 def test_a_start_that_was_killed_early_can_be_repeated(corpus, tmp_path):
-    (tmp_path / "task.json.tmp").write_text("{")
-    (tmp_path / "tokenizer.tmp").mkdir()
+    (tmp_path / ".task.json.0123.unfinished").write_text("{")
+    (tmp_path / ".tokenizer.0123.unfinished").mkdir()
     prepare_workdir(tmp_path, {"seed": 0}, (), corpus.tokenizer)
     assert (tmp_path / "config.json").exists()

@@ -181,7 +181,8 @@ def make_trainer(
     objective = main.build_objective(config, corpus.tokenizer)
     phases = main.build_phases(config, corpus, objective, mesh)
     known = config.to_dict()
-    for name in ("log_every", "eval_every", "eval_instances", "checkpoint_every"):
+    for name in ("log_every", "eval_every", "eval_instances", "checkpoint_every",
+                 "checkpoint_minutes"):  # fmt: skip
         del known[name]
     key = json.dumps(known), mesh
     if key not in _TRAINERS:
@@ -200,5 +201,5 @@ def make_schedule(config: ConfigDict) -> train.Schedule:
     """The schedule of a config."""
     return train.Schedule(
         config.steps, config.log_every, config.eval_every, config.checkpoint_every,
-        config.keep_checkpoints,
+        keep_checkpoints=config.keep_checkpoints, checkpoint_minutes=config.checkpoint_minutes,
     )  # fmt: skip

@@ -126,6 +126,8 @@ def _live_as_long_as_the_run(worker: int, workers: int) -> None:
     """In a worker: signals to all processes are for the run, which may save before it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     run = multiprocessing.parent_process()
     assert run is not None
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.errors import UserError
+from bert_jax.keys import BILSTM
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.layers import apply, take
 from bert_jax.models.operations import Key, fold
@@ -21,7 +22,6 @@ FEATURES: dict[str, tuple[tuple[int, ...], str]] = {
     "concat_last_4": ((-4, -3, -2, -1), "concat"),
     "weighted_all": ((), "weighted"),  # all L layers, without the embeddings
 }
-_BILSTM_SITE = 1_000_001  # dropout site; the encoder's are its layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,5 +109,5 @@ class Body:
         else:
             x = apply(encoder, params["encoder"], *inputs, key, wanted=None if whole else wanted)
         if self.bilstm:
-            x = apply(self._bilstm, params["bilstm"], x, lengths, fold(key, _BILSTM_SITE))
+            x = apply(self._bilstm, params["bilstm"], x, lengths, fold(key, BILSTM))
         return take(x, wanted) if whole and wanted is not None else x

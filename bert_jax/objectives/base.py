@@ -18,6 +18,7 @@ class Mean:
     """A mean kept as (sum, count), so that shards, micro-batches and steps just add up.
 
     A loss of several terms has vectors here, one entry a term: it is the sum of the terms' means.
+    Counts are exact up to 2^24; above, each sum rounds by at most 6e-8 of it, as values do.
     """
 
     sum: jax.Array  # float32 [] or [terms]

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bert_jax import keys
 from bert_jax.models.body import Body
 from bert_jax.models.heads import Classifier, Pooler
 from bert_jax.models.layers import EncoderConfig, apply
 from bert_jax.models.operations import Key, dropout, fold
 from bert_jax.objectives.base import Batch, Mean, Objective, Params, cross_entropy, weighted_mean
-
-_HEAD_SITE = 1_000_000  # dropout site of the heads; the encoder's are its layers
 
 
 class TaskObjective(Objective, Protocol):
@@ -59,12 +58,12 @@ def _sequences(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _pooled_init(body: Body, key: jax.Array, batch: Batch, head: str, classes: int) -> Params:
     """Parameters {encoder[, mix][, bilstm], pooler, HEAD}, boxed."""
-    keys = jax.random.split(key, 3)
+    split = jax.random.split(key, 3)
     c = _head_config(body)
     return {
-        **body.init(keys[0], *_sequences(batch)[:2]),
-        "pooler": Pooler(c).init(keys[1], jnp.zeros((1, 1, c.width)))["params"],
-        head: _new_head(body, keys[2], classes),
+        **body.init(split[0], *_sequences(batch)[:2]),
+        "pooler": Pooler(c).init(split[1], jnp.zeros((1, 1, c.width)))["params"],
+        head: _new_head(body, split[2], classes),
     }
 
 
@@ -82,7 +81,7 @@ def _pooled_logits(
     wanted = lengths - 1 if c.causal else jnp.zeros_like(lengths)
     hidden = body.hidden(params, tokens, segments, lengths, key, wanted[:, None])
     pooled = apply(Pooler(c), params["pooler"], hidden)
-    pooled = dropout(pooled, c.hidden_dropout, fold(key, _HEAD_SITE))
+    pooled = dropout(pooled, c.hidden_dropout, fold(key, keys.HEAD))
     return _score(body, params[head], classes, pooled)
 
 
@@ -150,9 +149,9 @@ class Span:
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder[, mix][, bilstm], span_head}, boxed with logical axes."""
-        keys = jax.random.split(key)
-        body = self.body.init(keys[0], *_sequences(batch)[:2])
-        return {**body, "span_head": _new_head(self.body, keys[1], 2)}
+        split = jax.random.split(key)
+        body = self.body.init(split[0], *_sequences(batch)[:2])
+        return {**body, "span_head": _new_head(self.body, split[1], 2)}
 
     def predict(self, params: Params, batch: Batch, key: Key = None) -> dict[str, jax.Array]:
         """{"start", "end": logits float32 [B, S]}; padding is far below everything else."""
@@ -188,14 +187,14 @@ class Tag:
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder[, mix][, bilstm], tag_head}, boxed with logical axes."""
-        keys = jax.random.split(key)
-        body = self.body.init(keys[0], *_sequences(batch)[:2])
-        return {**body, "tag_head": _new_head(self.body, keys[1], self.classes)}
+        split = jax.random.split(key)
+        body = self.body.init(split[0], *_sequences(batch)[:2])
+        return {**body, "tag_head": _new_head(self.body, split[1], self.classes)}
 
     def predict(self, params: Params, batch: Batch, key: Key = None) -> dict[str, jax.Array]:
         """{"logits": float32 [B, S, C]}."""
         hidden = self.body.hidden(params, *_sequences(batch), key)
-        hidden = dropout(hidden, self.body.encoder.hidden_dropout, fold(key, _HEAD_SITE))
+        hidden = dropout(hidden, self.body.encoder.hidden_dropout, fold(key, keys.HEAD))
         return {"logits": _score(self.body, params["tag_head"], self.classes, hidden)}
 
     def loss(

@@ -5,11 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from bert_jax.keys import HELD_OUT_SEED, Purpose, root
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import Classifier, MlmHead, Pooler
 from bert_jax.models.layers import apply
 from bert_jax.objectives.base import Batch, Mean, Params, prediction_metrics
 from bert_jax.objectives.corruption import Masking, corrupt, instance_keys
+from bert_jax.run_format import FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,8 @@ class MaskedLM:
     encoder: EncoderConfig
     masking: Masking
     nsp: bool = True
-    seed: int = 0  # of the corruption in training; evaluation always uses that of seed 0
+    seed: int = 0  # of the corruption in training
+    format: int = FORMAT  # of the run, which decides about its keys
 
     name = "mlm"  # of the metrics
 
@@ -56,7 +59,12 @@ class MaskedLM:
 
     def corrupted(self, batch: Batch, train: bool) -> dict[str, jax.Array]:
         """The batch as the model sees it; see `corruption.corrupt`. Filler rows weigh nothing."""
-        keys = instance_keys(jax.random.key(self.seed if train else 0), batch["instance"])
+        key = (
+            root(self.seed, Purpose.CORRUPTION, self.format)
+            if train
+            else jax.random.key(HELD_OUT_SEED)
+        )
+        keys = instance_keys(key, batch["instance"])
         seen = corrupt(self.masking, batch["tokens"], batch["lengths"], keys)
         return seen | {"weights": seen["weights"] * batch["weight"][:, None]}
 
