@@ -10,8 +10,14 @@ Differences from the original, all meant or harmless:
   does), an uncased tokenizer does so too. The original decomposes them (NFD) and drops the voicing
   marks. A published uncased vocabulary made of Jamo (bert-base-uncased, bert-base-chinese) gets
   the original behaviour, which is what its pieces need.
-- Private-use and unassigned code points are dropped; the original keeps them in the word.
 - A capital sigma at the end of a word becomes σ, not ς.
+Of all code points alone (tests/test_tokenizer.py compares them), these differ by the versions of
+the tables of Unicode, which are the library's here and Python's there:
+- Private-use code points are dropped; the original keeps them in the word.
+- The 13 newest format characters (U+0890, U+13430 ...) are kept, and so are, by an uncased
+  tokenizer of the original's behaviour, the 383 newest marks (U+0898, U+1ABF ...).
+- U+166D and U+111C9 are punctuation; U+1734 is dropped, U+11938 is not decomposed (uncased).
+- Capital letters that Python's table does not know yet are lower-cased.
 """
 
 import functools
@@ -59,12 +65,23 @@ class Tokenizer:
         Chinese character begins a word, as it does in the original, where no spaces part them).
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, name: str = "the vocabulary"):
-        """Wraps `backend`; `name` is what errors call it.
+    def __init__(
+        self, backend: tokenizers.Tokenizer, name: str = "the vocabulary", text: str | None = None
+    ):
+        """Wraps `backend`.
+
+        The library does not read every number of its own tokenizer.json back to the last bit (the
+        scores of a unigram vocabulary). So each tokenizer is made from a text, and that text is
+        what is saved and sent to other processes: what is used is what is written.
+
+        Args:
+          name: what errors call the vocabulary.
+          text: the tokenizer.json that `backend` was read from, if it was.
 
         Raises:
           UserError: a special token is missing, or the model is neither WordPiece nor unigram.
         """
+        before = backend.to_str()
         kind = type(backend.model).__name__
         if kind not in ("WordPiece", "Unigram"):
             raise UserError(f"{name} is a {kind} vocabulary; WordPiece and unigram are supported")
@@ -102,6 +119,10 @@ class Tokenizer:
                 token["special"] = token["content"] in self.special_tokens
             backend = tokenizers.Tokenizer.from_str(json.dumps(values))
         backend.add_special_tokens(self.special_tokens)
+        if text is None or backend.to_str() != before:  # not as it must be, or not read at all
+            text = backend.to_str(pretty=True)
+            backend = tokenizers.Tokenizer.from_str(text)
+        self._text = text
         backend.encode_special_tokens = True
         self.backend = backend
         if set(self.encode_batch([" ".join(self.special_tokens)])[0]) & {
@@ -110,7 +131,7 @@ class Tokenizer:
             raise UserError(f"{name} makes special tokens of running text, such as [SEP]")
 
     def __reduce__(self):
-        return _from_json, (self.backend.to_str(),)
+        return _from_json, (self._text,)
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids of each text, without [CLS] and [SEP] around it.
@@ -129,7 +150,7 @@ class Tokenizer:
     @functools.cached_property
     def special_backend(self) -> tokenizers.Tokenizer:
         """A copy of `backend` that recognises special tokens written in a text."""
-        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend = tokenizers.Tokenizer.from_str(self._text)
         backend.encode_special_tokens = False
         return backend
 
@@ -146,13 +167,13 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and, for a WordPiece, vocab.txt into `folder`."""
         folder = Path(folder)
-        write_whole(folder / "tokenizer.json", self.backend.to_str(pretty=True))
+        write_whole(folder / "tokenizer.json", self._text)
         if self.kind == "wordpiece":
             write_whole(folder / "vocab.txt", "".join(token + "\n" for token in self.tokens))
 
 
 def _from_json(text: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), text=text)
 
 
 def _is_control(token: str) -> bool:
@@ -171,16 +192,23 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
     """
     path = Path(path)
     if path.is_dir():
-        names = ["tokenizer.json", "vocab.txt", *sorted(f.name for f in path.glob("*.model"))]
+        found = sorted(file.name for file in path.glob("*.model"))
+        names = ["tokenizer.json", "vocab.txt", *found, "vocab.json"]
         files = [path / name for name in names if (path / name).is_file()]
         if not files:
             raise UserError(f"{path} holds no tokenizer.json, vocab.txt or SentencePiece .model")
         path = files[0]
     if not path.is_file():
         raise UserError(f"vocabulary {path} does not exist")
+    if path.name == "merges.txt" or _is_byte_level(path):
+        raise UserError(
+            f"{path} is a byte-level BPE vocabulary, as GPT-2 and RoBERTa have it; WordPiece and "
+            "unigram ones are supported: give another, or train one (--config.vocab=)"
+        )
     with library_errors(path):
         if path.suffix == ".json":
-            return _check_case(Tokenizer(read_backend(path), str(path)), lowercase, path)
+            backend, text = read_backend(path)
+            return _check_case(Tokenizer(backend, str(path), text), lowercase, path)
         if path.suffix == ".model":
             return _check_case(Tokenizer(_from_sentencepiece(path), str(path)), lowercase, path)
         # The original reads with readline, which knows no line end but \n, and strips.
@@ -192,6 +220,17 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
                 "list; give its .model file"
             )
         return _check_case(wordpiece_tokenizer(tokens, name=str(path)), lowercase, path)
+
+
+def _is_byte_level(path: Path) -> bool:
+    """Whether a file is a vocab.json of ids by token, beside which merges.txt lies."""
+    if path.suffix != ".json":
+        return False
+    try:
+        values = json.loads(read_bytes(path))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "Ġthe" in values
 
 
 def wordpiece_tokenizer(
@@ -224,7 +263,7 @@ def wordpiece_tokenizer(
     model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200)
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = bert_normalizer(lowercase, keep_whole)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.pre_tokenizer = bert_pre_tokenizer()
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     if "[CLS]" in ids and "[SEP]" in ids:
         backend.post_processor = processors.BertProcessing(
@@ -247,6 +286,17 @@ def bert_normalizer(lowercase: bool, keep_whole: bool = True) -> normalizers.Nor
     accents = Regex("[\\p{Mn}&&[^\u3099\u309a]]+")  # all but the voicing marks of kana
     return normalizers.Sequence(
         [plain, normalizers.NFD(), normalizers.Replace(accents, ""), normalizers.NFC()]
+    )
+
+
+def bert_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """BERT's split into words: at white space, around punctuation and Chinese characters.
+
+    The library's own leaves out 256 Chinese characters and the punctuation of newer Unicode.
+    """
+    left_out = Regex("[\U0002b820-\U0002b91f[\\p{P}&&[^\\x00-\\x7f]]]")
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(left_out, "isolated"), pre_tokenizers.BertPreTokenizer()]
     )
 
 

@@ -31,9 +31,10 @@ class _File(Struct):
     added_tokens: list[_AddedToken] = []
 
 
-def read_backend(path: Path) -> tokenizers.Tokenizer:
+def read_backend(path: Path) -> tuple[tokenizers.Tokenizer, str]:
     """Reads a tokenizer.json.
 
+    Returns: what the library makes of it, and its text.
     Raises: UserError, naming the file: it is damaged, two tokens share an id, ids are far beyond
       the number of tokens, or a regular expression could take time without bound.
     """
@@ -55,7 +56,7 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
                 f"{path}: the regular expression {pattern!r:.80} could take time without bound"
             )
     with library_errors(path):
-        return tokenizers.Tokenizer.from_str(text)
+        return tokenizers.Tokenizer.from_str(text), text
 
 
 def _patterns(value: Any) -> Iterator[str]:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import models, trainers
 
 from bert_jax.data.tokenizer import (
     ROLES,
     Tokenizer,
     bert_normalizer,
+    bert_pre_tokenizer,
     load_tokenizer,
     wordpiece_tokenizer,
 )
@@ -69,7 +70,7 @@ def _wordpiece(sample: Sequence[Path], size: int, lowercase: bool) -> list[str]:
     fixed = special + alphabet + ["##" + character for character in alphabet]
     backend = Backend(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.pre_tokenizer = bert_pre_tokenizer()
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=2,
