@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import io
 import multiprocessing
 import os
 import re
@@ -41,6 +42,9 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
 
     arguments: there may be some beside the flags, and `main` is called with the list of them.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show ends no run
+            stream.reconfigure(errors="backslashreplace")
     for flag in vars(sys.modules[main.__module__]).values():
         if isinstance(flag, flags.FlagHolder):  # --help lists what the entry uses
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
