@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from bert_jax import errors, memory
 from bert_jax.command_line import OUTPUT
+from bert_jax.data.opened import read_lines
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import written_whole
 from bert_jax.inference import Model, load
 from bert_jax.outputs import check_output
-from bert_jax.tasks.rows import read_lines
 from bert_jax.tasks.squad_windows import Pieces, windows
 
 LEVELS = ("pieces", "words", "text")

@@ -66,6 +66,8 @@ class Unit(Struct):
 
     splits: UnitSplits
     notes: dict[str, int]
+    smallest: int
+    largest: int
     digests: dict[str, Sha256] = {}
 
 

@@ -13,12 +13,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     args = parse_arg(arg, source="pydocs")
     config = ml_collections.ConfigDict()
     # pydocs (docstrings of the installed packages, needs no input), text (blank line between
-    # documents), wikiextractor, book (a file is a document), or tfds.
+    # documents), wikiextractor (its --json too), book (a file is a document), tfds; or files whose
+    # records are documents: jsonl, tsv, csv (both with names of columns in their first line),
+    # parquet, or pairs (two texts with a tab between them, a document of two sentences). Every file
+    # may be compressed: gzip, zstd, bzip2 or xz; such a file is read by one process from its
+    # beginning to its end, as a CSV file is.
     config.source = args.source
     # Comma-separated glob patterns (** goes into folders), or names or folders of TFDS data sets;
     # each may begin with its own source: 'wikiextractor:wiki/**,book:books/*.md'.
     config.input = ""
-    # The text feature of a TFDS data set.
+    # What holds the text: a feature of a TFDS data set, a field of JSON lines (a.b is b in a), a
+    # column.
     config.text_feature = "text"
     # A vocabulary to use: BERT vocab.txt, tokenizer.json or SentencePiece model; "": train one.
     config.vocab = ""
@@ -32,10 +37,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.lowercase = ml_collections.config_dict.placeholder(bool)
     # Split lines and paragraphs into sentences; false: each is a sentence already.
     config.split_sentences = True
-    # At invalid UTF-8: stop, or skip the line and count it.
+    # At invalid UTF-8 and bad records: stop, or skip the line and count it.
     config.on_error = "stop"
-    # Share of the documents held out for evaluation, by a hash of their text.
+    # Share of the documents held out for evaluation, by a hash of their text; one at least.
     config.held_out = 0.02
+    # Held out in place of that share: files, written as those of `input`.
+    config.held_out_input = ""
     # Processes; 0: one a core.
     config.workers = 0
     return config

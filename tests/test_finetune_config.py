@@ -150,7 +150,7 @@ def test_fields_of_a_custom_task_that_have_no_effect_are_told(task, family, fiel
         (
             {"data": "tests"},
             "tests has no train split of custom; --config.train=FILE (looked for train.tsv, "
-            "train.csv, train.jsonl, train.json, train.txt)",
+            "train.csv, train.jsonl, train.json, train.parquet, train.txt)",
         ),
         ({"dev": "nowhere.tsv"}, "the dev file nowhere.tsv does not exist"),
         ({"max_length": 65}, "max_length=65 is over the 64 positions"),

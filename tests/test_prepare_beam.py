@@ -69,7 +69,7 @@ def test_a_mistake_in_the_input_is_told_as_by_the_pool(folder, runner, capfd):
     (folder / "in" / "b.txt").write_bytes(b"Good.\n\nbad \xff byte.\n")
     said = []
     for out, where in (("pool", None), ("beam", runner)):
-        with pytest.raises(UserError, match=r"b\.txt: invalid UTF-8 at byte 11;") as error:
+        with pytest.raises(UserError, match=r"b\.txt:3: invalid UTF-8 \(byte 11\);") as error:
             prepare(text_config("in/*.txt"), Path(out), quiet=True, beam=where)
         said.append(str(error.value))
     assert said[0] == said[1]

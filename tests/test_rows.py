@@ -3,10 +3,15 @@
 The TFDS set of `nested` is made in a process of its own, as its builder would stay registered.
 """
 
+import bz2
+import gzip
+import io
+import lzma
 import subprocess
 import sys
 
 import pytest
+import zstandard
 
 from bert_jax.errors import UserError
 from bert_jax.tasks.base import Source
@@ -88,6 +93,55 @@ def test_flat_of_a_scalar_keeps_text_as_it_is():
     assert flat({"a": "1.0", "b": 1.0, "c": 2}) == {"a": "1.0", "b": "1.0", "c": "2"}
 
 
+TABLE = {"a": ["x", "나"], "n": [1.5, None]}
+TABLES = {
+    ".tsv": "a\tn\nx\t1.5\n나\t\n",
+    ".csv": "a,n\nx,1.5\n나,\n",
+    ".jsonl": '{"a": "x", "n": 1.5}\n{"a": "나", "n": null}\n',
+    ".json": '[{"a": "x", "n": 1.5}, {"a": "나", "n": null}]',
+}
+COMPRESS = {
+    "": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress,
+    ".bz2": bz2.compress, ".xz": lzma.compress,
+}  # fmt: skip
+
+
+def parquet(table):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(table), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+@pytest.mark.parametrize("suffix", [*TABLES, ".parquet"])
+def test_every_kind_of_table_compressed_or_not(tmp_path, suffix, ending):
+    data = parquet(TABLE) if suffix == ".parquet" else TABLES[suffix].encode()
+    found = rows(tmp_path / f"a{suffix}{ending}", COMPRESS[ending](data))
+    assert found == [{"a": "x", "n": "1.5"}, {"a": "나", "n": ""}]
+
+
+def test_json_lines_that_are_called_json(tmp_path):
+    assert rows(tmp_path / "a.json", TABLES[".jsonl"]) == rows(
+        tmp_path / "b.jsonl", TABLES[".jsonl"]
+    )
+
+
+def test_nested_columns_of_parquet_get_dotted_names(tmp_path):
+    data = parquet({"a": [{"b": "x", "c": [1, 2]}]})
+    assert rows(tmp_path / "a.parquet", data) == [{"a.b": "x", "a.c.0": "1", "a.c.1": "2"}]
+
+
+def test_a_compressed_file_of_a_folder_is_found(tmp_path):
+    (tmp_path / "train.tsv.zst").touch()
+    source = Source(str(tmp_path))
+    assert source.find("train", ["train.csv", "train.tsv"]) == tmp_path / "train.tsv.zst"
+    (tmp_path / "train.tsv").touch()
+    assert source.find("train", ["train.csv", "train.tsv"]) == tmp_path / "train.tsv"
+
+
 # Mistakes.
 
 
@@ -113,6 +167,10 @@ def test_flat_of_a_scalar_keeps_text_as_it_is():
         ("a.jsonl", "[1]\n", r"a.jsonl:1: a row must be an object"),
         ("a.json", '[{"a": 1},\n {"a": }]', r"a.json:2: not JSON"),
         ("a.json", '[{"a": 1},\n', r"a.json:2: not JSON"),
+        ("a.parquet", b"PAR1", "a.parquet is not a parquet file, or damaged"),
+        ("a.tsv.gz", gzip.compress(b"a\tb\n1\n"), r"a.tsv.gz:2: 1 fields"),
+        ("a.tsv.gz", gzip.compress(b"a\tb\n1\t2\n" * 99)[:-9], "gzip data is damaged or cut off"),
+        ("a.json", '{"a": 1}\n{"a": \n', r"a.json:2: not JSON"),
         ("a.json", '{"data": []}', "not a JSON list of rows: is it the file of another task"),
         ("a.conll", "EU B-ORG\n", "its format must be told by its name; known: .tsv"),
     ],

@@ -83,9 +83,9 @@ def test_windows_line_ends_bom_and_nul(tmp_path):
     assert reader.notes == {"nul_bytes": 2}
 
 
-def test_invalid_utf8_names_file_and_byte(tmp_path):
+def test_invalid_utf8_names_file_line_and_byte(tmp_path):
     data = b"One.\nTw\xffo.\nThree.\n\nFour."
-    with pytest.raises(UserError, match=r"file\.txt: invalid UTF-8 at byte 7;.*on_error=skip"):
+    with pytest.raises(UserError, match=r"file\.txt:2: invalid UTF-8 \(byte 7\);.*on_error=skip"):
         _documents(tmp_path, data)
     documents, reader = _documents(tmp_path, data, on_error="skip")
     assert documents == [["One.", "Three."], ["Four."]]

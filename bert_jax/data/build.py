@@ -5,8 +5,8 @@ configs/prepare.py for the settings and corpus.py for what is written.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
+import itertools
 import os
 import shutil
 import sys
@@ -21,11 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bert_jax import schemas
-from bert_jax.data import pydocs, tfds_source, units
+from bert_jax.data import pydocs, sources, tfds_source, units
 from bert_jax.data.beam import Beam
 from bert_jax.data.corpus import FORMAT, PARTIAL, Corpus, open_corpus
 from bert_jax.data.corpus_writer import ASSEMBLING, assemble, read_unit, total_counts, write_json
-from bert_jax.data.text import SOURCES
+from bert_jax.data.text import KINDS, Reader
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
 from bert_jax.errors import UserError
@@ -33,8 +33,10 @@ from bert_jax.files import UNFINISHED, read_checked, written_whole
 from bert_jax.locks import locked
 
 _LIBRARIES = ("tokenizers", "sentencepiece", "array-record", "numpy", "protobuf")
+_PIECES = 2  # version of what is kept of an unfinished run
+_FEW_SENTENCES = 3.5  # a document, in the mean; about three is too few for pairs of sentences
 _CHOICES = {
-    "source": ("pydocs", "tfds", *SOURCES),
+    "source": ("pydocs", "tfds", *KINDS),
     "vocab_kind": ("wordpiece", "unigram"),
     "on_error": ("stop", "skip"),
 }
@@ -56,17 +58,30 @@ def prepare(
       UserError: for everything in the settings, the input or `out` that prevents it.
     """
     _check_settings(config)
-    files = units.find_files(config.input, config.source)
+    files = sources.find_files(config.input, config.source)
     if config.source == "pydocs" and not files:
         files = [("pydocs", "pydocs")]
     if not files:
         raise UserError(f"source {config.source} needs an input: --config.input='PATTERN,...'")
+    held_out = sources.held_out_files(config, files)
     settings = {name: value for name, value in config.items() if name != "workers"}
-    identity = {"settings": settings, "sources": _hash_sources(files, config)}
+    if not held_out:
+        del settings["held_out_input"]  # as in corpora from before this setting
+    identity = {"settings": settings, "sources": sources.hash_sources(files, held_out, config)}
     if (out / "corpus.json").exists():
         return _finished(out, identity)
-    with _claimed(out):
-        return _Run(config, out, files, identity, quiet, beam).make()
+    try:
+        with _claimed(out):
+            return _Run(config, out, files, held_out, identity, quiet, beam).make()
+    except OSError as error:
+        where = os.path.abspath(str(error.filename or out))
+        if not where.startswith(str(out.absolute())):
+            raise
+        reason = error.strerror or f"{error}: is the disk full?"  # numpy gives no more
+        raise UserError(
+            f"cannot write to {out}: {reason}; when that is mended, the same command goes on from "
+            "here"
+        ) from error
 
 
 def _check_settings(config: ml_collections.ConfigDict) -> None:
@@ -77,48 +92,6 @@ def _check_settings(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"held_out={config.held_out} is not a share between 0 and 1")
     if config.vocab_sample_mb <= 0 or config.workers < 0:
         raise UserError("vocab_sample_mb must be above 0, and workers at least 0")
-
-
-def _hash_sources(files: Sequence[tuple[str, str]], config: Any) -> list[dict[str, Any]]:
-    """`path`, `bytes` and `sha256` of each source; Python packages are summed up."""
-    result = []
-    for kind, path in tqdm(files, "reading", delay=3, leave=False, unit="file"):
-        entry: dict[str, Any] = {"source": kind, "path": path}
-        if kind == "pydocs":
-            digest, size = hashlib.sha256(), 0
-            for name, file in pydocs.python_files():
-                sha, length = _hash_file(file)
-                digest.update(f"{name} {sha}\n".encode())
-                size += length
-            entry |= {"bytes": size, "sha256": digest.hexdigest()}
-        elif kind == "tfds":
-            entry |= _hash_folder(tfds_source.dataset_folder(path))
-        else:
-            sha, size = _hash_file(Path(path))
-            entry |= {"bytes": size, "sha256": sha}
-        result.append(entry)
-    if config.vocab:
-        if not Path(config.vocab).exists():
-            raise UserError(f"vocabulary {config.vocab} does not exist")
-        result.append({"source": "vocab", "path": config.vocab, **_hash_folder(Path(config.vocab))})
-    return result
-
-
-def _hash_folder(path: Path) -> dict[str, Any]:
-    """`bytes` and `sha256` of the files in a folder, or of a file."""
-    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
-    digests = [_hash_file(file) for file in files]
-    text = " ".join(sha for sha, _ in digests)
-    sha = digests[0][0] if len(digests) == 1 else hashlib.sha256(text.encode()).hexdigest()
-    return {"bytes": sum(size for _, size in digests), "sha256": sha}
-
-
-def _hash_file(path: Path) -> tuple[str, int]:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _finished(out: Path, identity: dict[str, Any]) -> Corpus:
@@ -169,9 +142,18 @@ def _cores() -> int:
 class _Run:
     """One run of prepare: its steps in order; each keeps what it finished under PARTIAL."""
 
-    def __init__(self, config, out: Path, files, identity: dict[str, Any], quiet: bool, beam):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        out: Path,
+        files: Sequence[tuple[str, str]],
+        held_out: Sequence[tuple[str, str]],
+        identity: dict[str, Any],
+        quiet: bool,
+        beam: Beam | None,
+    ):
         self.config, self.out, self.identity, self.quiet = config, out, identity, quiet
-        self.files, self.beam = files, beam
+        self.files, self.held_out, self.beam = files, held_out, beam
         # Absolute paths, here and below: a Beam worker starts in another folder.
         self.partial = (out / PARTIAL).absolute()
         self.workers = config.workers or _cores()
@@ -181,14 +163,11 @@ class _Run:
 
     def make(self) -> Corpus:
         self._go_on_or_start_over()
-        plan = units.plan_units(self._text_files(), self.config.text_feature)
-        if not plan:
-            self._fail("the input holds no text")
+        plan = self._plan()
         tokenizer = self._tokenizer(plan)
         folders = self._tokenize(plan)
-        parts = [read_unit(folder) for folder in folders]
+        parts = self._both_splits(plan, folders)
         notes = sum((Counter(part["notes"]) for part in parts), Counter())
-        self._check_counts(total_counts(parts))
         info = {
             **self.identity, "notes": dict(sorted(notes.items())), "versions": self.versions
         }  # fmt: skip
@@ -197,6 +176,48 @@ class _Run:
         if not self.quiet:
             self._summary(corpus, notes)
         return corpus
+
+    def _plan(self) -> list[list[units.Piece]]:
+        """Units of the input, then of what is held out, if that is given apart.
+
+        Raises: UserError: a file is of another kind, or there is too little text for two splits.
+        """
+        feature = self.config.text_feature
+        try:
+            apart = "train" if self.held_out else ""
+            plan = units.plan_units(self._text_files(self.files), feature, apart)
+            self._check_documents(plan, "the input", 1 if self.held_out else 2)
+            if self.held_out:
+                more = units.plan_units(self._text_files(self.held_out), feature, "held_out")
+                self._check_documents(more, "held_out_input", 1)
+                plan += more
+        except UserError:
+            if not (self.partial / "tokenizer").exists():
+                self._leave_nothing()
+            raise
+        return plan
+
+    def _check_documents(self, plan: list[list[units.Piece]], what: str, least: int) -> None:
+        """Raises UserError unless the first documents of the plan are there."""
+        reader = Reader(self.config.on_error, self.config.text_feature)
+        pieces = [piece for unit in plan for piece in unit]
+        documents = (
+            document
+            for piece in tqdm(pieces, "looking for text", delay=3, leave=False, unit="piece")
+            for document in units.read_piece(piece, reader)
+            if any(document)
+        )
+        found = len(list(itertools.islice(documents, least)))
+        if not found:
+            raise UserError(
+                f"{what} holds no text (of wikiextractor, it is what stands between <doc ...> "
+                "and </doc>)"
+            )
+        if found < least:
+            raise UserError(
+                f"{what} is a single document, and one is needed to train on and another to "
+                "hold out; in source=text a blank line ends a document"
+            )
 
     def _go_on_or_start_over(self) -> None:
         """Keeps the finished pieces of a killed run if they are pieces of this corpus.
@@ -210,12 +231,16 @@ class _Run:
                 f"{self.out} holds {min(others)}, which this corpus would overwrite; move it away, "
                 "or choose an empty or new folder for --out"
             )
-        mine = {**self.identity, "versions": self.versions, "format": FORMAT}
+        mine = {
+            **self.identity, "versions": self.versions, "format": FORMAT, "pieces": _PIECES
+        }  # fmt: skip
         path = self.partial / "plan.json"
         if path.exists():
             differing = _differences(read_checked(path, schemas.Plan), mine)
             if not differing:
                 self._say("going on with what an earlier run finished")
+                for old in self.partial.glob(f".*{UNFINISHED}"):  # of workers that were killed
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
                 return
             self._say(f"starting over: an unfinished run had different {', '.join(differing)}")
         inside = [old for old in self.partial.iterdir() if old.name != "lock"]
@@ -223,16 +248,19 @@ class _Run:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         write_json(path, mine)
 
-    def _text_files(self) -> list[tuple[str, str]]:
-        """The files to tokenise: those given, or the text extracted for the other sources."""
+    def _text_files(self, files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The files to tokenise: those given, or the text extracted for the other sources.
+
+        Raises: UserError: a file is plainly of another kind.
+        """
         result = []
-        for kind, path in self.files:
+        for kind, path in tqdm(files, "looking at files", delay=3, leave=False, unit="file"):
             if kind == "pydocs":
                 result.append(("text", str(self._extract_pydocs())))
             elif kind == "tfds":
                 result.append((kind, os.path.abspath(tfds_source.dataset_folder(path))))
             else:
-                result.append((kind, os.path.abspath(path)))
+                result.append((sources.check_kind(kind, path), os.path.abspath(path)))
         return result
 
     def _extract_pydocs(self) -> Path:
@@ -259,6 +287,7 @@ class _Run:
         if config.vocab:
             tokenizer = load_tokenizer(config.vocab, config.lowercase)
         else:
+            plan = [unit for unit in plan if unit[0].split != "held_out"]
             total = sum(piece.size for unit in plan for piece in unit)
             # The unigram trainer needs twice the memory for the same text.
             wanted = config.vocab_sample_mb / (2 if config.vocab_kind == "unigram" else 1)
@@ -283,9 +312,14 @@ class _Run:
         (folder / "done").touch()
         return tokenizer
 
-    def _tokenize(self, plan: list[list[units.Piece]]) -> list[Path]:
+    def _tokenize(
+        self, plan: list[list[units.Piece]], changes: dict[str, Any] | None = None
+    ) -> list[Path]:
+        """Makes the folders of the units that are not there; changes: to the settings."""
         folders = [self.partial / f"unit-{i:05d}" for i in range(len(plan))]
-        settings = {**self.config.to_dict(), "tokenizer": str(self.partial / "tokenizer")}
+        settings = {
+            **self.config.to_dict(), "tokenizer": str(self.partial / "tokenizer"), **(changes or {})
+        }  # fmt: skip
         todo = [
             (unit, folder) for unit, folder in zip(plan, folders, strict=True)
             if not folder.exists()
@@ -313,38 +347,68 @@ class _Run:
             peak = units.run_pool(tasks, self.workers, lambda done: bar.update(done - bar.n))
         self.peak = max(self.peak, peak, units.peak_memory())
 
-    def _check_counts(self, counts: dict[str, dict[str, Any]]) -> None:
-        train, held_out = counts["train"]["documents"], counts["held_out"]["documents"]
-        if not train + held_out:
-            self._fail(
-                "the input holds no text (of wikiextractor, it is what stands between <doc ...> "
-                "and </doc>)"
-            )
-        if train + held_out == 1:
-            self._fail(
-                "the input is a single document, and one is needed to train on and another to "
-                "hold out; in source=text a blank line ends a document"
-            )
-        if not train or not held_out:
-            which = "held-out" if train else "train"
-            self._fail(
-                f"the {which} split is empty: {train + held_out} documents are too few for "
-                f"held_out={self.config.held_out}; {'raise' if train else 'lower'} it or add text"
-            )
+    def _both_splits(
+        self, plan: list[list[units.Piece]], folders: Sequence[Path]
+    ) -> list[dict[str, Any]]:
+        """What `read_unit` gives of each unit, after seeing to it that no split is empty.
 
-    def _fail(self, message: str) -> None:
+        Where the share puts no document into a split, the one with the smallest hash is held out
+        (or the one with the largest is trained on), with all its copies. That depends on the
+        documents alone.
+
+        Raises: UserError: all documents are the same.
+        """
+        parts = [read_unit(folder) for folder in folders]
+        counts = {name: split["documents"] for name, split in total_counts(parts).items()}
+        if all(counts.values()):
+            return parts
+        if self.held_out or not any(counts.values()):
+            self._leave_nothing()
+            raise UserError("the input holds no text that the vocabulary has tokens for")
+        smallest = min(part["smallest"] for part in parts)
+        largest = max(part["largest"] for part in parts)
+        if smallest == largest:
+            self._leave_nothing()
+            raise UserError("all documents of the input are the same; add others to hold out")
+        name, below = ("smallest", smallest + 1) if counts["train"] else ("largest", largest)
+        self._say(
+            f"note: held_out={self.config.held_out} of {sum(counts.values())} documents left a "
+            f"split without one, so one document is {'held out' if counts['train'] else 'kept'}"
+        )
+        chosen = smallest if counts["train"] else largest
+        for folder, part in zip(folders, parts, strict=True):
+            if part[name] == chosen:
+                gone = folder.rename(folder.with_name(f".{folder.name}{UNFINISHED}"))
+                shutil.rmtree(gone)  # a kill within it leaves no unit with a part missing
+        self._tokenize(plan, {"held_out_below": below})
+        return [read_unit(folder) for folder in folders]
+
+    def _leave_nothing(self) -> None:
+        """Removes what was made; other things in the folder stay."""
         shutil.rmtree(self.partial, ignore_errors=True)
-        with contextlib.suppress(OSError):  # what else is in there stays
+        with contextlib.suppress(OSError):
             self.out.rmdir()
-        raise UserError(message)
 
     def _say(self, message: str) -> None:
         if not self.quiet:
             print(message, flush=True)
 
+    def _hint(self, counts: dict[str, Any]) -> None:
+        """Says where documents are too short for what is trained on them."""
+        mean = counts["sentences"] / counts["documents"]
+        if mean > _FEW_SENTENCES or all(kind == "pairs" for kind, _ in self.files):
+            return
+        ends = "; is a blank line really the end of a document? In source=book a file is one"
+        print(
+            f"note: documents have {mean:.1f} sentences in the mean; next-sentence pairs need "
+            "longer ones, or training without them (--config.nsp=false --config.pairs=false)"
+            + (ends if any(kind == "text" for kind, _ in self.files) else "")
+        )
+
     def _summary(self, corpus: Corpus, notes: Counter) -> None:
         seconds = time.perf_counter() - self.begun
         splits = corpus.info["splits"]
+        self._hint(splits["train"])
         print(f"\n{'':10}{'documents':>12}{'sentences':>13}{'tokens':>15}{'MB of text':>12}")
         for name, counts in splits.items():
             print(

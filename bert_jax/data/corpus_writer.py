@@ -6,10 +6,11 @@ Every step is a rename of something complete, and can be done again after a kill
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +68,29 @@ class UnitWriter:
         if split == "train":
             self._token_counts += np.bincount(tokens, minlength=len(self._token_counts))
 
-    def close(self, notes: dict[str, Any]) -> None:
-        """Finishes the unit; `notes` are kept in its unit.json for `read_unit`."""
+    def close(self, notes: dict[str, Any], smallest: int = 0, largest: int = 0) -> None:
+        """Finishes the unit; what is given is kept in its unit.json for `read_unit`.
+
+        notes: what was met on the way. smallest, largest: hashes of its documents.
+        """
         counts = {name: split.close() for name, split in self._splits.items()}
         np.save(self._temporary / "token_counts.npy", self._token_counts)
-        made = digests(self._temporary, self._temporary.glob("*.npy"))
-        write_json(
-            self._temporary / "unit.json", {"splits": counts, "notes": notes, "digests": made}
-        )
+        unit = {
+            "splits": counts,
+            "notes": notes,
+            "smallest": smallest,
+            "largest": largest,
+            "digests": digests(self._temporary, self._temporary.glob("*.npy")),
+        }
+        write_json(self._temporary / "unit.json", unit)
         self._making.close()
 
 
 class _SplitWriter:
     def __init__(self, stem: Path):
         self._stem = stem
-        self._writer = ArrayRecordWriter(f"{stem}.array_record", _OPTIONS)
+        with _writing(stem):
+            self._writer = ArrayRecordWriter(f"{stem}.array_record", _OPTIONS)
         self._lengths: list[Array] = []
         self._documents: list[int] = []  # sentences of each document
         self._records: list[int] = []  # sentences of each record
@@ -94,7 +103,8 @@ class _SplitWriter:
             last = int(np.searchsorted(ends, offset + RECORD_TOKENS, side="right"))
             last = max(last, first + 1)  # one long sentence is a record of its own
             end = int(ends[last - 1])
-            self._writer.write(encode_record(document, tokens[offset:end], lengths[first:last]))
+            with _writing(self._stem):
+                self._writer.write(encode_record(document, tokens[offset:end], lengths[first:last]))
             self._records.append(last - first)
             first, offset = last, end
         self._lengths.append(lengths)
@@ -102,7 +112,8 @@ class _SplitWriter:
         self._size += size
 
     def close(self) -> dict[str, int]:
-        self._writer.close()
+        with _writing(self._stem):
+            self._writer.close()
         lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
         np.save(f"{self._stem}.sentence_lengths.npy", lengths.astype(np.int32))
         for index, sizes in (("document_ends", self._documents), ("record_ends", self._records)):
@@ -116,8 +127,22 @@ class _SplitWriter:
         }
 
 
+@contextlib.contextmanager
+def _writing(stem: Path) -> Iterator[None]:
+    """Makes an OSError of ArrayRecord's RuntimeError, which tells of a full disk at `close`."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0][:200] or "unknown reason"
+        code = next(
+            (c for c in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.strerror(c) in reason), None
+        )
+        text = os.strerror(code) if code else reason
+        raise OSError(code or errno.EIO, text, f"{stem}.array_record") from error
+
+
 def read_unit(folder: Path) -> dict[str, Any]:
-    """Reads `{"splits": {split: counts}, "notes": notes}` of a finished unit.
+    """Reads `{"splits": {split: counts}, "notes", "smallest", "largest"}` of a finished unit.
 
     Raises: UserError: it is damaged.
     """
@@ -174,18 +199,18 @@ def assemble(
 
 def _join(path: Path, parts: Sequence[Path], index: str) -> None:
     """Joins index arrays; ends are numbered on from the part before."""
-    sizes = [len(load_array(part, INDICES[index])) for part in parts]
-    shape = (sum(sizes),)
-    with written_whole(path) as made:
-        joined = np.lib.format.open_memmap(made, mode="w+", dtype=INDICES[index], shape=shape)
-        begin = base = 0
-        for part, size in zip(parts, sizes, strict=True):
+    size = sum(len(load_array(part, INDICES[index])) for part in parts)
+    kind = np.dtype(INDICES[index])
+    base = 0
+    # Not into a memory map: where the disk is full, the process would die of SIGBUS.
+    with written_whole(path) as made, made.open("wb") as file:
+        header = {"descr": kind.str, "fortran_order": False, "shape": (size,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
             array = load_array(part, INDICES[index])
-            joined[begin : begin + size] = array + base if index != "sentence_lengths" else array
-            begin += size
+            file.write((array + base).astype(kind).tobytes())
             if index != "sentence_lengths":
                 base += int(array[-1])
-        joined.flush()
 
 
 def _write_tfds(out: Path, splits: dict[str, dict[str, Any]]) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from bert_jax.data import tfds_source
+from bert_jax.data import opened, tfds_source
+from bert_jax.data.records import RECORDS, RecordReader
 from bert_jax.errors import UserError
 
 LINE_BYTES = 1 << 20
@@ -27,17 +28,17 @@ class Reader:
     """Reads byte ranges of files into documents.
 
     Attributes:
-      position: byte up to which the file at hand has been read.
-      notes: Counter of what was met on the way: `invalid_lines` (left out), `long_lines`,
-        `long_documents`, `long_sentences` (cut), `nul_bytes` (left out).
+      position: byte up to which the file at hand has been read (of parquet: row group).
+      notes: Counter of what was met on the way: `invalid_lines`, `bad_records` (left out),
+        `long_lines`, `long_documents`, `long_sentences` (cut), `nul_bytes` (left out).
     """
 
     def __init__(self, on_error: str = "stop", text_feature: str = "text"):
-        """Sets what to do with lines that are not UTF-8, and what to read of TFDS data sets.
+        """Sets what to do with what cannot be read, and where the text of a record is.
 
         Args:
-          on_error: `stop`, or `skip` to leave them out.
-          text_feature: name of the text feature.
+          on_error: `stop` at lines that are not UTF-8 and at bad records, or `skip` them.
+          text_feature: name of the feature, field or column that holds the text.
         """
         self._on_error = on_error
         self._text_feature = text_feature
@@ -49,10 +50,11 @@ class Reader:
     ) -> Iterator[list[str]]:
         """Documents of bytes begin..end, which `document_start` has aligned.
 
-        With the source `tfds`, begin and end count the examples of the data set in folder `path`.
+        With the source `tfds`, begin and end count the examples of the data set in folder `path`,
+        with `parquet` the row groups of the file. A compressed file is read whole.
 
         Raises:
-          UserError: invalid UTF-8 (file and byte offset), unless bad lines are left out.
+          UserError: invalid UTF-8 or a bad record (file and line), unless those are left out.
         """
         if source == "tfds":
             examples, _ = tfds_source.open_text(path, self._text_feature)
@@ -62,19 +64,40 @@ class Reader:
                 texts = (self._decode(line, where, 1) for line in data.split(b"\n"))
                 yield from self._cut(text for text in texts if text)
             return
+        end = os.path.getsize(path) if end is None else end
+        if source not in SOURCES:
+            records = RecordReader(source, path, self._text_feature, self._bad)
+            for paragraphs in records.documents(begin, end):
+                self.position = records.position
+                cleaned = (self._clean(paragraph) for paragraph in paragraphs)
+                yield from self._cut(text for text in cleaned if text)
+            return
         split_documents, _ = SOURCES[source]
-        with open(path, "rb") as file:
-            lines = self._lines(file, path, begin, os.path.getsize(path) if end is None else end)
+        content, file = opened.open_bytes(path)
+        with content:
+            if content is file:
+                file.seek(begin)
+            lines = self._lines(content, file, path, begin, end)
             for document in split_documents(lines):
                 yield from self._cut(document)
 
-    def _lines(self, file: IO[bytes], path: Path, begin: int, end: int) -> Lines:
+    def _bad(self, where: Callable[[], str], what: str) -> None:
+        """Counts a bad record, or raises UserError."""
+        self.notes["bad_records"] += 1
+        if self._on_error == "stop":
+            raise UserError(
+                f"{where()}: {what}; mend it, or leave such records out with --config.on_error=skip"
+            )
+
+    def _lines(
+        self, content: IO[bytes], file: IO[bytes], path: Path, begin: int, end: int
+    ) -> Lines:
         """Each line, without line end; blank lines as ""."""
-        file.seek(begin)
+        plain = content is file
         offset, rest = begin, b""
-        while offset < end:
-            unread = end - offset - len(rest)
-            data = rest + file.readline(min(LINE_BYTES - len(rest), unread))
+        while not plain or offset < end:
+            unread = end - offset - len(rest) if plain else LINE_BYTES
+            data = rest + content.readline(min(LINE_BYTES - len(rest), unread))
             if not data:
                 return
             rest = b""
@@ -82,7 +105,7 @@ class Reader:
                 data, rest = _cut_bytes(data)
                 self.notes["long_lines"] += 1
             start, offset = offset, offset + len(data)
-            self.position = offset
+            self.position = offset if plain else file.tell()
             text = self._decode(data, path, start)
             if text is not None:
                 yield text
@@ -96,10 +119,15 @@ class Reader:
             self.notes["invalid_lines"] += 1
             if self._on_error == "skip":
                 return None
+            at = start + error.start
+            where = f"{path}:{opened.line_number(path, at)}" if isinstance(path, Path) else path
             raise UserError(
-                f"{path}: invalid UTF-8 at byte {start + error.start}; convert the file to UTF-8, "
+                f"{where}: invalid UTF-8 (byte {at}); convert the file to UTF-8, "
                 "or leave such lines out with --config.on_error=skip"
             ) from None
+        return self._clean(text)
+
+    def _clean(self, text: str) -> str:
         if "\0" in text:
             self.notes["nul_bytes"] += text.count("\0")
             text = text.replace("\0", "")
@@ -130,9 +158,9 @@ class Reader:
 
 def document_start(source: str, path: Path, position: int) -> int:
     """First byte at or after `position` where a document starts, else the size of the file."""
-    _, is_start = SOURCES[source]
+    _, is_start = SOURCES.get(source, _RECORD)
     size = os.path.getsize(path)
-    if position <= 0 or is_start is None:
+    if position <= 0 or is_start is None or source == "csv" or opened.compression(path):
         return 0 if position <= 0 else size
     with open(path, "rb") as file:
         file.seek(position - 1)
@@ -236,6 +264,8 @@ SOURCES: dict[str, tuple[Callable, Callable[[bytes, bytes], bool] | None]] = {
     "wikiextractor": (_wiki_documents, lambda before, line: line.startswith(b"<doc ")),
     "book": (_book_documents, None),
 }
+_RECORD = (_text_documents, lambda before, line: True)  # each line is a record
+KINDS = (*SOURCES, *RECORDS)  # of files
 
 
 # --- Sentences ---------------------------------------------------------------------------------

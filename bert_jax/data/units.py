@@ -3,7 +3,6 @@
 Units depend on the input alone, never on the number of processes; so does what comes out.
 """
 
-import glob
 import hashlib
 import itertools
 import math
@@ -20,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bert_jax.data import pydocs, tfds_source
+from bert_jax.data import opened, pydocs, records, tfds_source
 from bert_jax.data.corpus_writer import UnitWriter, write_json
-from bert_jax.data.text import SOURCES, Reader, document_start
+from bert_jax.data.text import Reader, document_start
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import check, parse_json, read_text, written_whole
@@ -32,72 +31,45 @@ BATCH_CHARS = 200_000  # text tokenised in one call
 
 
 class Piece(NamedTuple):
-    """Whole documents of one file: bytes begin..end of it, or examples of a TFDS data set."""
+    """Whole documents of one file: bytes begin..end of it.
+
+    Of a TFDS data set, begin and end count its examples, of a parquet file its row groups.
+    """
 
     source: str
     path: str
     begin: int
     end: int
-    size: int  # bytes, for a data set about
+    size: int  # bytes on the disk, for a data set about
+    split: str = ""  # the one that all its documents go to; "": a hash of their text decides
 
 
-def find_files(patterns: str, source: str) -> list[tuple[str, str]]:
-    """(kind of source, path) of the files that comma-separated patterns match, each one once.
+def plan_units(
+    files: Sequence[tuple[str, str]], text_feature: str, split: str = ""
+) -> list[list[Piece]]:
+    """Cuts files into units of 2 to 16 MB, larger where there would be more than 256.
 
-    A pattern may begin with its own kind of source (`book:books/**/*.txt`); a folder stands for
-    all files in it. Sorted by path within a pattern.
+    A compressed file, a book and a CSV file are never cut.
 
-    Raises:
-      UserError: a pattern matches nothing.
+    split: where all their documents go; "" for a hash of their text to decide.
     """
-    found: dict[str, str] = {}
-    for item in filter(None, (p.strip() for p in patterns.split(","))):
-        kind, colon, pattern = item.partition(":")
-        if not colon or kind not in (*SOURCES, "pydocs", "tfds"):
-            kind, pattern = source, item
-        if kind == "pydocs" and pattern not in ("", "pydocs"):
-            raise UserError(
-                f"source=pydocs reads the installed packages, not {pattern!r}: say what the files "
-                "are, as in --config=configs/prepare.py:source=text (wikiextractor, book)"
-            )
-        if kind in ("pydocs", "tfds"):
-            found[pattern or kind] = kind
-            continue
-        pattern = os.path.expanduser(pattern)
-        if os.path.isdir(pattern):
-            pattern = os.path.join(glob.escape(pattern), "**")
-        elif os.path.isfile(pattern):
-            pattern = glob.escape(pattern)
-        matches = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
-        if not matches:
-            raise UserError(f"input pattern {pattern!r} matches no file")
-        for path in matches:
-            found.setdefault(path, kind)
-    return [(kind, path) for path, kind in found.items()]
-
-
-def plan_units(files: Sequence[tuple[str, str]], text_feature: str) -> list[list[Piece]]:
-    """Cuts files into units of 2 to 16 MB, larger where there would be more than 256."""
     sizes = [_size(source, path, text_feature) for source, path in files]
     total = sum(sizes)
     wanted = max(SMALLEST_UNIT, min(LARGEST_UNIT, total // 16), total // 256)
     units: list[list[Piece]] = [[]]
     room = wanted
     for (source, path), size in zip(files, sizes, strict=True):
-        scale = 1.0  # bytes for each step of begin and end
-        length = size
-        if source == "tfds":
-            length = len(tfds_source.open_text(Path(path), text_feature)[0])
-            scale = size / max(1, length)
+        length = _length(source, path, size, text_feature)
+        scale = size / max(1, length)  # bytes for each step of begin and end
         begin = 0
         while begin < length:
             end = length
             if (length - begin) * scale > room:
                 end = min(length, begin + math.ceil(room / scale))
-                if source != "tfds":
+                if length == size:
                     end = document_start(source, Path(path), end)
             taken = int((end - begin) * scale)
-            units[-1].append(Piece(source, path, begin, end, taken))
+            units[-1].append(Piece(source, path, begin, end, taken, split))
             room -= taken
             begin = end
             if room <= 0:
@@ -112,6 +84,18 @@ def _size(source: str, path: str, text_feature: str) -> int:
     return os.path.getsize(path)
 
 
+def _length(source: str, path: str, size: int, text_feature: str) -> int:
+    """In how many steps a file can be cut: bytes, examples of a data set, row groups."""
+    if source == "tfds":
+        return len(tfds_source.open_text(Path(path), text_feature)[0])
+    if source == "parquet":
+        if opened.compression(Path(path)):
+            return 1
+        with records.open_parquet(Path(path)) as table:
+            return table.num_row_groups
+    return size
+
+
 # --- What a worker does ------------------------------------------------------------------------
 
 
@@ -120,9 +104,9 @@ def tokenize_unit(pieces: Sequence[Piece], folder: Path, settings: dict[str, Any
     tokenizer = load_tokenizer(settings["tokenizer"])
     reader = Reader(settings["on_error"], settings["text_feature"])
     writer = UnitWriter(folder, tokenizer.vocab_size)
-    documents = _documents(pieces, reader)
-    prepared = (_sentences(document, reader, settings["split_sentences"]) for document in documents)
-    for batch in _batches(prepared):
+    limit = settings.get("held_out_below", settings["held_out"] * 2**64)
+    smallest, largest = 2**64, -1  # numbers of the documents that a hash puts into a split
+    for split, batch in _batches(_documents(pieces, reader, settings["split_sentences"])):
         flat, lengths = _encode(tokenizer, [s for document in batch for s in document])
         first = offset = 0
         for document in batch:
@@ -131,10 +115,11 @@ def tokenize_unit(pieces: Sequence[Piece], folder: Path, settings: dict[str, Any
             if end > offset:
                 text = "\n".join(document).encode()
                 number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-                split = "held_out" if number < settings["held_out"] * 2**64 else "train"
-                writer.add(split, number >> 1, flat[offset:end], own[own > 0], len(text))
+                where = split or ("held_out" if number < limit else "train")
+                writer.add(where, number >> 1, flat[offset:end], own[own > 0], len(text))
+                smallest, largest = min(smallest, number), max(largest, number)
             first, offset = first + len(document), end
-    writer.close(dict(reader.notes))
+    writer.close(dict(reader.notes), smallest, largest)
 
 
 def _encode(tokenizer: Tokenizer, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -148,34 +133,44 @@ def _encode(tokenizer: Tokenizer, sentences: list[str]) -> tuple[np.ndarray, np.
     return np.concatenate(flat), np.concatenate(lengths)
 
 
-def _documents(pieces: Sequence[Piece], reader: Reader) -> Iterator[list[str]]:
+def _documents(
+    pieces: Sequence[Piece], reader: Reader, split: bool
+) -> Iterator[tuple[str, list[str]]]:
+    """The split that each document is given to, if to any, and its sentences."""
     for piece in pieces:
-        done = 0
-        for document in reader.documents(piece.source, Path(piece.path), piece.begin, piece.end):
-            yield document
-            share = (reader.position - piece.begin) / (piece.end - piece.begin)
-            now = int(min(share, 1) * piece.size)
-            report(now - done)
-            done = now
-        report(piece.size - done)
+        for document in read_piece(piece, reader):
+            if piece.source == "pairs":  # its two texts, whatever they hold
+                yield piece.split, document
+            else:
+                yield piece.split, [s for text in document for s in reader.sentences(text, split)]
 
 
-def _sentences(document: list[str], reader: Reader, split: bool) -> list[str]:
-    return [s for paragraph in document for s in reader.sentences(paragraph, split)]
+def read_piece(piece: Piece, reader: Reader) -> Iterator[list[str]]:
+    """The documents of a piece as paragraphs; what was read is reported."""
+    done = 0
+    for document in reader.documents(piece.source, Path(piece.path), piece.begin, piece.end):
+        yield document
+        share = (reader.position - piece.begin) / (piece.end - piece.begin)
+        now = int(min(share, 1) * piece.size)
+        report(now - done)
+        done = now
+    report(piece.size - done)
 
 
-def _batches(documents: Iterator[list[str]]) -> Iterator[list[list[str]]]:
-    batch: list[list[str]] = []
-    size = 0
-    for document in documents:
-        if document:
-            batch.append(document)
-            size += sum(map(len, document))
-        if size > BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _batches(documents: Iterator[tuple[str, list[str]]]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Documents of one split, as many as are tokenised in one call."""
+    for split, group in itertools.groupby(documents, lambda document: document[0]):
+        batch: list[list[str]] = []
+        size = 0
+        for _, document in group:
+            if document:
+                batch.append(document)
+                size += sum(map(len, document))
+            if size > BATCH_CHARS:
+                yield split, batch
+                batch, size = [], 0
+        if batch:
+            yield split, batch
 
 
 def sample_unit(
@@ -184,13 +179,13 @@ def sample_unit(
     """Writes `share` of the paragraphs, evenly spread, to a text file, a paragraph a line."""
     reader = Reader(settings["on_error"], settings["text_feature"])
     seen = kept = 0
+    documents = (document for piece in pieces for document in read_piece(piece, reader))
     with written_whole(path) as made, open(made, "w", encoding="utf-8", newline="\n") as file:
-        for document in _documents(pieces, reader):
-            for paragraph in document:
-                seen += len(paragraph)
-                if kept < share * seen:
-                    kept += len(paragraph)
-                    file.write(paragraph + "\n")
+        for paragraph in itertools.chain.from_iterable(documents):
+            seen += len(paragraph)
+            if kept < share * seen:
+                kept += len(paragraph)
+                file.write(paragraph + "\n")
 
 
 def extract_unit(files: Sequence[Path], path: Path) -> None:

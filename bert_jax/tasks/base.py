@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from bert_jax import distributed
 from bert_jax.data.buckets import collate, eval_plan
+from bert_jax.data.opened import COMPRESSED
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
@@ -77,6 +78,8 @@ class Source:
     def find(self, split: str, names: Sequence[str]) -> Path | None:
         """The file of a split: the one given for it, else the first of `names` in the folder.
 
+        A file of the folder may be compressed, and then has another ending after its name.
+
         Raises: UserError when a file that was given does not exist, or the folder does not.
         """
         if self.files.get(split):
@@ -91,7 +94,8 @@ class Source:
             raise UserError(
                 f"--config.data={folder} is not a folder (single files: --config.train)"
             )
-        found = next((folder / name for name in names if (folder / name).is_file()), None)
+        paths = (folder / (name + ending) for name in names for ending in COMPRESSED)
+        found = next((path for path in paths if path.is_file()), None)
         if found is None:
             self.missed.setdefault(split, []).extend(names)
         return found

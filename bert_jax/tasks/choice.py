@@ -54,9 +54,9 @@ class Choice:
     lead: str = ""
     group: str = ""
     columns: tuple[str, ...] = ()
-    train: tuple[str, ...] = ("train.tsv", "train.csv", "train.jsonl")
-    dev: tuple[str, ...] = ("dev.tsv", "dev.csv", "dev.jsonl")
-    test: tuple[str, ...] = ("test.tsv", "test.csv", "test.jsonl")
+    train: tuple[str, ...] = tuple("train" + ending for ending in rows.ENDINGS)
+    dev: tuple[str, ...] = tuple("dev" + ending for ending in rows.ENDINGS)
+    test: tuple[str, ...] = tuple("test" + ending for ending in rows.ENDINGS)
 
     splits = ("train", "dev", "test")
     metric = "accuracy"

@@ -16,7 +16,7 @@ from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.tasks import metrics, scaling
 from bert_jax.tasks.base import Feature, Source, encode_pairs, file_of, in_order
-from bert_jax.tasks.rows import Row, column, number, read_rows
+from bert_jax.tasks.rows import ENDINGS, Row, column, number, read_rows
 from bert_jax.tasks.text_table import IDS, Label, Names, TextExample, TextTable, as_set
 
 KINDS = {  # kind -> its metrics, the deciding one first
@@ -90,10 +90,9 @@ class Classification(TextTable):
             raise UserError(f"custom.label={label!r}: several columns are for custom.kind=numbers")
         if not text or not all(columns) or (kind == "multi" and not separator):
             raise UserError("custom.text, custom.label and custom.separator must not be empty")
-        endings = (".tsv", ".csv", ".jsonl", ".json", ".txt")
         return cls(
             name="custom",
-            files=tuple((s, *(s + ending for ending in endings)) for s in ("train", "dev", "test")),
+            files=tuple((s, *(s + ending for ending in ENDINGS)) for s in ("train", "dev", "test")),
             texts=((text,), (pair,)) if pair else ((text,),),
             label=tuple((name,) for name in columns),
             kind=kind,

@@ -1,4 +1,4 @@
-"""Tables as rows of text by column: TSV, CSV, JSON lines, JSON lists and TFDS data sets."""
+"""Tables as rows of text by column: TSV, CSV, JSON (lines or lists), parquet, TFDS data sets."""
 
 import csv
 import json
@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_jax.data import tfds_source
+from bert_jax.data import records, tfds_source
+from bert_jax.data.opened import COMPRESSED, read_lines
 from bert_jax.errors import UserError
-from bert_jax.files import open_regular, parse_json
+from bert_jax.files import parse_json
 
 Row = tuple[str, dict[str, str]]  # (file:line, text of each column)
 
@@ -21,6 +22,7 @@ _TFDS_SPLITS = {
     "dev_mismatched": ("validation_mismatched",),
     "test": ("test", "test_matched"),
 }
+ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")  # of tables
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -30,7 +32,8 @@ def read_rows(
     """Rows of a table with where they are, as `file:line`.
 
     The format is that of the suffix. `.tsv` and `.txt`: tabs and no quoting, as in GLUE, so that
-    a `"` is text. `.csv`: with quoting. `.jsonl`: an object a line; `.json`: a list of objects.
+    a `"` is text. `.csv`: with quoting. `.jsonl`: an object a line; `.json`: a list of objects,
+    or an object a line. `.parquet`. Each may be compressed (`.tsv.gz`, `.jsonl.zst`).
     What is nested in an object gets a dotted name (`labels.label`, `endings.0`); null is "".
     A byte order mark and either line end are taken; blank lines are left out, unless the table
     has only one column.
@@ -42,13 +45,16 @@ def read_rows(
     Raises:
       UserError: not UTF-8, not in its format, a row with too many or too few fields, or no rows.
     """
-    if path.suffix in (".tsv", ".txt", ".csv"):
-        lines = _csv_fields(path) if path.suffix == ".csv" else _tsv_fields(path)
+    suffix = next((end for end in reversed(path.suffixes) if end not in COMPRESSED), "")
+    if suffix in (".tsv", ".txt", ".csv"):
+        lines = _csv_fields(path) if suffix == ".csv" else _tsv_fields(path)
         rows = _table(path, lines, columns, skip_broken)
-    elif path.suffix in (".jsonl", ".json"):
-        rows = _json_lines(path) if path.suffix == ".jsonl" else _json_list(path)
+    elif suffix == ".parquet":
+        rows = _parquet(path)
+    elif suffix in (".jsonl", ".json"):
+        rows = _json_lines(path) if suffix == ".jsonl" else _json(path)
     else:
-        known = ".tsv, .txt, .csv, .jsonl, .json"
+        known = f"{', '.join(ENDINGS)}, and these with {', '.join(COMPRESSED[1:])}"
         raise UserError(f"{path}: its format must be told by its name; known: {known}")
     empty = True
     for row in rows:
@@ -134,24 +140,6 @@ def _plain(value: Any, feature: Any) -> Any:
     return value
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends, which are \\n or \\r\\n, without a byte order mark.
-
-    Raises: UserError: it cannot be opened, or is not UTF-8.
-    """
-    with open_regular(path) as file:
-        for number, data in enumerate(file, 1):
-            try:
-                line = data.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise UserError(
-                    f"{path}:{number}: not UTF-8; convert the file, with iconv for example"
-                ) from None
-            if number == 1 and "\r" in line.rstrip("\r\n"):
-                raise UserError(f"{path}: lines end in a carriage return alone; make it \\n")
-            yield line
-
-
 def _tsv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(read_lines(path), 1):
         yield number, line.rstrip("\r\n").split("\t")
@@ -202,8 +190,30 @@ def _json_lines(path: Path) -> Iterator[Row]:
             yield _json_row(where, parse_json(line, where))
 
 
-def _json_list(path: Path) -> Iterator[Row]:
-    text, decoder = "".join(read_lines(path)), json.JSONDecoder()
+def _parquet(path: Path) -> Iterator[Row]:
+    with records.open_parquet(path) as table:
+        groups = range(table.num_row_groups)
+        for number, row in enumerate(records.parquet_values(path, table, groups), 1):
+            try:
+                yield f"{path}, row {number}", flat(row)
+            except TypeError:
+                kinds = {name: type(value).__name__ for name, value in row.items()}
+                raise UserError(
+                    f"{path}, row {number}: a column is neither text nor number: {kinds}"
+                ) from None
+
+
+def _json(path: Path) -> Iterator[Row]:
+    """A list of objects, or an object a line, which many call .json too."""
+    text = "".join(read_lines(path))
+    first, _, others = text.lstrip().partition("\n")
+    if first.startswith("{") and others.lstrip().startswith("{"):
+        return _json_lines(path)
+    return _json_list(path, text)
+
+
+def _json_list(path: Path, text: str) -> Iterator[Row]:
+    decoder = json.JSONDecoder()
     place = _end(text, 0)
     if text[place : place + 1] != "[":
         raise UserError(f"{path} is not a JSON list of rows: is it the file of another task?")

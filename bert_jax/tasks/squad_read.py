@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bert_jax.data.opened import read_lines
 from bert_jax.errors import UserError
 from bert_jax.files import parse_json, read_text
 

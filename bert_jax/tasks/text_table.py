@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bert_jax.data.opened import open_bytes
 from bert_jax.errors import UserError
-from bert_jax.files import open_regular
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.rows import Row, column, flat, number, read_rows, read_tfds
 
@@ -101,7 +101,8 @@ class TextTable:
     def _file_rows(self, path: Path) -> Iterator[Row]:
         columns = None
         if self.header:
-            with open_regular(path) as file:
+            file, _ = open_bytes(path)
+            with file:
                 first = file.readline().decode("utf-8-sig", "replace").strip().split("\t")
             columns = None if any(name in first for name in self.texts[0]) else self.header
         return read_rows(path, columns, skip_broken=self.lenient)
