@@ -1,6 +1,7 @@
 """Hugging Face folders of BERT: config.json, model.safetensors and the tokenizer, in and out."""
 
 import dataclasses
+import json
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -340,7 +341,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int, one_segme
     the vocabulary alone, and so loses added tokens and how Hangul is kept whole.
     """
     tokenizer.save(folder)
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend = tokenizers.Tokenizer.from_str(tokenizer.text)
     _, _, cls, sep, _ = tokenizer.special_tokens
     names = ["input_ids", "attention_mask"]
     if one_segment:
@@ -354,7 +355,10 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int, one_segme
         backend.post_processor = processors.BertProcessing(
             (sep, tokenizer.sep_id), (cls, tokenizer.cls_id)
         )
-    write_whole(folder / "tokenizer.json", backend.to_str(pretty=True))
+    # Only this: the library would write other last digits of a unigram vocabulary's scores.
+    values = json.loads(tokenizer.text)
+    values["post_processor"] = json.loads(backend.to_str())["post_processor"]
+    write_whole(folder / "tokenizer.json", json.dumps(values, indent=2, ensure_ascii=False))
     roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -229,7 +229,7 @@ def add_tokens(pretrained: Pretrained, tokens: Sequence[str], seed: int = 0) -> 
     Raises: UserError: the vocabulary holds a token twice.
     """
     old = pretrained.tokenizer
-    backend = tokenizers.Tokenizer.from_str(old.backend.to_str())
+    backend = tokenizers.Tokenizer.from_str(old.text)
     if backend.get_vocab_size(with_added_tokens=True) != old.vocab_size:
         raise UserError(
             "the vocabulary holds a token twice, so the ids of new ones would be those of old "

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 import resource
@@ -10,7 +11,7 @@ import sys
 import pytest
 from random_text import digests, random_text, sentences, text_config
 
-from bert_jax import errors
+from bert_jax import errors, hugging_face
 from bert_jax.data import units
 from bert_jax.data.build import prepare
 from bert_jax.data.tokenizer import load_tokenizer
@@ -103,6 +104,15 @@ def test_what_is_used_of_a_vocabulary_is_what_was_written(tmp_path, kind):
         assert loaded.special_backend.to_str() == used.special_backend.to_str()
         used = loaded
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    hugging_face._write_tokenizer(tmp_path / "exported", used, 64)
+    assert load_tokenizer(tmp_path / "exported").encode(random_text(9)) == used.encode(
+        random_text(9)
+    )
+    models = [
+        json.loads((tmp_path / name / "tokenizer.json").read_text())["model"]
+        for name in ("one", "exported")
+    ]
+    assert models[0] == models[1]
 
 
 @contextlib.contextmanager

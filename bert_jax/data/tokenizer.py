@@ -57,6 +57,7 @@ class Tokenizer:
 
     Attributes:
       backend: the `tokenizers.Tokenizer`; it takes special tokens written in a text as text.
+      text: the tokenizer.json that `backend` was read from.
       vocab_size: V, the number of ids.
       tokens: list of V strings.
       pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
@@ -122,7 +123,7 @@ class Tokenizer:
         if text is None or backend.to_str() != before:  # not as it must be, or not read at all
             text = backend.to_str(pretty=True)
             backend = tokenizers.Tokenizer.from_str(text)
-        self._text = text
+        self.text = text
         backend.encode_special_tokens = True
         self.backend = backend
         if set(self.encode_batch([" ".join(self.special_tokens)])[0]) & {
@@ -131,7 +132,7 @@ class Tokenizer:
             raise UserError(f"{name} makes special tokens of running text, such as [SEP]")
 
     def __reduce__(self):
-        return _from_json, (self._text,)
+        return _from_json, (self.text,)
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids of each text, without [CLS] and [SEP] around it.
@@ -150,7 +151,7 @@ class Tokenizer:
     @functools.cached_property
     def special_backend(self) -> tokenizers.Tokenizer:
         """A copy of `backend` that recognises special tokens written in a text."""
-        backend = tokenizers.Tokenizer.from_str(self._text)
+        backend = tokenizers.Tokenizer.from_str(self.text)
         backend.encode_special_tokens = False
         return backend
 
@@ -167,7 +168,7 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and, for a WordPiece, vocab.txt into `folder`."""
         folder = Path(folder)
-        write_whole(folder / "tokenizer.json", self._text)
+        write_whole(folder / "tokenizer.json", self.text)
         if self.kind == "wordpiece":
             write_whole(folder / "vocab.txt", "".join(token + "\n" for token in self.tokens))
 
