@@ -17,7 +17,7 @@ the tables of Unicode, which are the library's here and Python's there:
 - The 13 newest format characters (U+0890, U+13430 ...) are kept, and so are, by an uncased
   tokenizer of the original's behaviour, the 383 newest marks (U+0898, U+1ABF ...).
 - U+166D and U+111C9 are punctuation; U+1734 is dropped, U+11938 is not decomposed (uncased).
-- Capital letters that Python's table does not know yet are lower-cased.
+- Capital letters and punctuation that Python's table does not know yet are treated as such.
 """
 
 import functools

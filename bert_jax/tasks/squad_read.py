@@ -9,7 +9,7 @@ from typing import Any
 
 from bert_jax.data.opened import read_lines
 from bert_jax.errors import UserError
-from bert_jax.files import parse_json, read_text
+from bert_jax.files import parse_json
 
 # Where a question stands, the title of its article, its passage, and the question's own node.
 _Row = tuple[str, str, str, dict[str, Any]]
@@ -35,9 +35,9 @@ class Question:
 def load_json(path: Path) -> Any:
     """What a JSON file holds.
 
-    Raises: UserError: as `files.read_text` and `files.parse_json`.
+    Raises: UserError: as `opened.read_lines` and `files.parse_json`.
     """
-    return parse_json(read_text(path), str(path))
+    return parse_json("".join(read_lines(path)), str(path))
 
 
 def read_json(path: Path) -> Iterator[_Row]:
