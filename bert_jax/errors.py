@@ -189,6 +189,8 @@ def _parse_flags(argv: Sequence[str], arguments: bool) -> list[str]:
     ):
         raise UserError("--config=FILE is needed, before any --config.NAME=value")
     for arg in argv:
+        if re.search("[\ud800-\udfff]", arg):
+            raise UserError(f"{arg!a} is not UTF-8, as the files that keep it are; rename it")
         if re.match(r"--[\w.]+=(gs|s3|hdfs)://", arg):
             raise UserError(f"{arg}: mount the bucket, and give its folder (launch/README.md)")
     try:

@@ -96,11 +96,8 @@ def _sync(path: Path) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:
-    """Writes a file: text as UTF-8, or bytes. Returns `path`.
-
-    A name of a file that is not UTF-8 (a lone surrogate in Python) gets the escape that JSON has.
-    """
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    """Writes a file: text as UTF-8, or bytes. Returns `path`."""
+    data = content.encode() if isinstance(content, str) else content
     with written_whole(path) as made:
         made.write_bytes(data)
     return path

@@ -104,7 +104,7 @@ def test_what_is_used_of_a_vocabulary_is_what_was_written(tmp_path, kind):
         assert loaded.special_backend.to_str() == used.special_backend.to_str()
         used = loaded
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
-    hugging_face._write_tokenizer(tmp_path / "exported", used, 64)
+    hugging_face._write_tokenizer(tmp_path / "exported", used, 64, False)
     assert load_tokenizer(tmp_path / "exported").encode(random_text(9)) == used.encode(
         random_text(9)
     )
@@ -241,5 +241,6 @@ def test_a_name_that_is_not_utf_8(tmp_path):
     with open(path, "w") as file:
         file.write(random_text(40))
     corpus = prepare(text_config(tmp_path / "*.txt"), tmp_path / "out", quiet=True)
-    assert os.fsencode(corpus.info["sources"][0]["path"]) == path
-    (tmp_path / "out" / "corpus.json").read_text(encoding="utf-8")
+    assert corpus.info["sources"][0]["path"] == f"{tmp_path}/\\xff.txt"
+    with pytest.raises(UserError, match=r"'--out=\\udcff' is not UTF-8, .*rename it"):
+        errors._parse_flags(["x", "--out=\udcff"], arguments=False)

@@ -217,7 +217,8 @@ def test_equals_the_original(name):
     assert tokenizer.vocab_size == len((folder / "vocab.txt").read_text("utf-8").splitlines())
     rng = random.Random(0)
     texts = ["".join(rng.choices(ALPHABET, k=rng.randint(1, 60))) for _ in range(3000)]
-    texts += ["".join(rng.choices(_characters(lowercase)[0], k=20)) for _ in range(2000)]
+    known = [c for c in _characters(lowercase)[0] if unicodedata.category(c) != "Cn"]
+    texts += ["".join(rng.choices(known, k=20)) for _ in range(2000)]
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert [tokenizer.tokens[i] for i in ids] == _original(text, vocab, lowercase), repr(text)
 

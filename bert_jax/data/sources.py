@@ -100,7 +100,9 @@ def hash_sources(
     for number, (kind, path) in enumerate(
         tqdm(every, "reading", delay=3, leave=False, unit="file")
     ):
-        entry: dict[str, Any] = {"source": kind, "path": path}
+        # The name of a file need not be UTF-8, as JSON must be.
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        entry: dict[str, Any] = {"source": kind, "path": shown}
         if number >= len(files):
             entry["split"] = "held_out"
         if kind == "pydocs":
