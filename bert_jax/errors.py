@@ -18,6 +18,7 @@ from absl import app, flags, logging
 # Exit code of a run that saved because it was asked to stop, or that lost a process (EX_TEMPFAIL of
 # sysexits.h): the same command goes on. After any other code but 0 that would not help.
 RESTART_CODE = 75
+_LONGEST_LINE = 1500  # characters of an error
 _in_command = False  # whether `run` runs an entry
 
 
@@ -90,7 +91,7 @@ def outcome(error: Exception) -> tuple[str, int]:
     if may_pass(error):
         return f"error: {message}; that may pass: the same command goes on", RESTART_CODE
     if isinstance(error, (UserError, OSError)):
-        return f"error: {message}", 2
+        return f"error: {_one_line(message)}", 2
     first_line = (message.strip() or type(error).__name__).splitlines()[0][:200]
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms and _raised_in(error, "jax._src.xla_bridge"):
@@ -112,6 +113,14 @@ def outcome(error: Exception) -> tuple[str, int]:
             "they go on from the last checkpoint"
         ), RESTART_CODE
     return "".join(traceback.format_exception(error)).rstrip(), 1
+
+
+def _one_line(message: str) -> str:
+    """A message that may quote a damaged file: on one line of bounded length, without controls."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    return (
+        text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 310]} ... {text[-300:]}"
+    )
 
 
 # What a network disk or a connection says for a while: the same command may work later. A full

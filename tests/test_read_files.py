@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from bert_jax import schemas
+from bert_jax import errors, schemas
 from bert_jax.data.tokenizer_file import is_bounded, read_backend
 from bert_jax.errors import UserError
 from bert_jax.files import (
@@ -155,3 +155,9 @@ def test_expressions_of_published_tokenizers_are_taken(pattern):
 )  # fmt: skip
 def test_expressions_without_bound_are_refused(pattern):
     assert not is_bounded(pattern)
+
+
+def test_an_error_that_quotes_a_damaged_file_is_one_line():
+    message, code = errors.outcome(UserError("f:1: " + "x\n\0" * 5000 + " remove it"))
+    assert message.startswith(r"error: f:1: x\n\x00x") and message.endswith(" remove it")
+    assert code == 2 and len(message) < 1600
