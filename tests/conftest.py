@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 SLOW = (
     "test_finetune", "test_processes", "test_reproduce", "test_resume", "test_finetune_processes",
     "test_train", "test_faults", "test_notebooks", "test_finetune_start", "test_prepare_beam",
+    "test_damaged_inputs",
 )  # fmt: skip
 
 

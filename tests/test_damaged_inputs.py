@@ -11,7 +11,7 @@ from damage_draws import draws, is_fault, table_of
 
 def test_damaged_inputs(tmp_path):
     make_bench(tmp_path / "bench")
-    count, seed = (int(os.environ.get(f"DAMAGE_{n}", d)) for n, d in (("COUNT", 200), ("SEED", 0)))
+    count, seed = (int(os.environ.get(f"DAMAGE_{n}", d)) for n, d in (("COUNT", 60), ("SEED", 0)))
     found = list(draws(tmp_path / "bench", count, seed))
     assert len(found) == count
     faults = [" | ".join(map(str, outcome)) for outcome in found if is_fault(outcome)]

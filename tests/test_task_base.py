@@ -1,6 +1,7 @@
 """Of tasks of every family: pairs as sequences, cut as released, and a dev split held out."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from text_tasks import TOKENIZER, WORDS
 
 from bert_jax import tasks
 from bert_jax.errors import UserError
-from bert_jax.tasks.base import encode_pairs, hold_out
+from bert_jax.tasks.base import Source, encode_pairs, hold_out
 from bert_jax.tasks.classification import TextExample
 
 
@@ -96,3 +97,12 @@ SOUND = {"family": "classification", "name": "custom", "files": [["train", "a.ts
 def test_what_is_no_row_of_a_task_is_told(values, reason):
     with pytest.raises(UserError, match=rf"^RUN/task\.json: (the field )?{reason}"):
         tasks.from_dict(values, "RUN/task.json")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_stands_in_the_place_of_a_split_and_is_no_file_is_told(make, tmp_path):
+    make(tmp_path / "test.tsv")
+    source = Source(str(tmp_path))
+    with pytest.raises(UserError, match=r"test\.tsv, the test file, is not a file"):
+        source.find("test", ["test.tsv", "test.csv"])
+    assert source.find("dev", ["dev.tsv"]) is None

@@ -95,7 +95,9 @@ class Source:
                 f"--config.data={folder} is not a folder (single files: --config.train)"
             )
         paths = (folder / (name + ending) for name in names for ending in COMPRESSED)
-        found = next((path for path in paths if path.is_file()), None)
+        found = next((path for path in paths if path.exists()), None)
+        if found is not None and not found.is_file():
+            raise UserError(f"{found}, the {split} file, is not a file")
         if found is None:
             self.missed.setdefault(split, []).extend(names)
         return found
