@@ -92,8 +92,10 @@ def prepare_workdir(
         check_same(workdir, config, may_change, may_grow)
         check()
     elif workdir.exists() and not is_there:
-        # What a start that was killed may have left, if it is what this one would write.
-        begun = {"tokenizer", "corpus.json", "task.json"}
+        # What a start that was killed may have left, if it is what this one would write; with
+        # .tmp, one of an earlier version, which nobody reads.
+        begun = {"tokenizer", "corpus.json", "task.json", "config.json"}
+        begun |= {f"{name}.tmp" for name in begun}
         names = {path.name for path in workdir.iterdir() if path.suffix != UNFINISHED}
         if names - begun:
             raise _holds_no_run(workdir)
