@@ -1,6 +1,7 @@
 """Where the wall time of a run goes, over all its starts: `goodput.jsonl` of the work directory."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -90,7 +91,7 @@ def shares(workdir: Path) -> dict[str, float]:
     starts = list({line["start"]: line for line in lines}.values())
     spent: dict[str, float] = {}
     lost, end = 0.0, None
-    for line, following in zip(starts, [*starts[1:], None], strict=True):
+    for line, following in itertools.zip_longest(starts, starts[1:]):
         seconds = dict(line["seconds"])
         if following is not None and line["step"] > line["from_step"]:
             again = max(0, line["step"] - max(following["from_step"], line["from_step"]))
