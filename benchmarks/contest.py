@@ -1,9 +1,10 @@
 """Contenders measured side by side: each in a process of its own, in turns, in one run.
 
 A contender is a function at the top of a module that gets ready and returns its turn, a function
-without arguments that does the work once and waits until it is done. Only one works at a time, so
-a noisy machine meets all of them alike, and a process of its own keeps the peak of memory, the
-threads and the libraries of each apart.
+that does the work so many times and waits until it is done. Only one works at a time, so a noisy
+machine meets all of them alike, and a process of its own keeps the peak of memory, the threads and
+the libraries of each apart. Whoever waited for its turn is slow at first, and not all are alike in
+that: so each turn begins with work that does not count.
 """
 
 import contextlib
@@ -27,15 +28,15 @@ from bert_jax.errors import UserError
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each, after the first.", lower_bound=1)
 
-Turn = Callable[[], Any]
+Turn = Callable[[int], Any]  # how often
 Contender = Callable[[], Turn]  # picklable: a function of a module, or a partial of one
 
 
 @dataclasses.dataclass
 class Result:
-    """What was measured of a contender; seconds of each turn after the first."""
+    """What was measured of a contender; seconds of the work once, in each turn after the first."""
 
-    first: float  # wall seconds from the start of the process to the end of the first turn
+    first: float  # wall seconds from the start of the process until the work is done once
     wall: list[float] = dataclasses.field(default_factory=list)
     cpu: list[float] = dataclasses.field(default_factory=list)
     peak: float = 0.0  # bytes, of the process (host memory) ...
@@ -45,18 +46,22 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Median wall time of a turn."""
+        """Median wall time of the work."""
         return statistics.median(self.wall)
 
     @property
     def cpu_seconds(self) -> float:
-        """Median CPU time of a turn, all threads."""
+        """Median CPU time of the work, all threads."""
         return statistics.median(self.cpu)
 
 
-def contest(contenders: Mapping[str, Contender]) -> dict[str, Result]:
+def contest(
+    contenders: Mapping[str, Contender], times: int = 1, uncounted: int = 1
+) -> dict[str, Result]:
     """Measures all of them: first turns one after the other, then --repeats rounds.
 
+    times: how often the work is done in a turn after the first, and counts; `uncounted`: how often
+    it is done before that.
     Raises: UserError: one of them failed; its own message is above.
     """
     repeats = _REPEATS.value
@@ -77,7 +82,8 @@ def contest(contenders: Mapping[str, Contender]) -> dict[str, Result]:
                 bar.set_postfix_str(name)
                 lines[name], theirs = context.Pipe()
                 begin = time.perf_counter()
-                worker = context.Process(target=_work, args=(contender, theirs), daemon=True)
+                arguments = contender, theirs, times, uncounted
+                worker = context.Process(target=_work, args=arguments, daemon=True)
                 worker.start()
                 workers.append(worker)
                 theirs.close()
@@ -104,18 +110,20 @@ def contest(contenders: Mapping[str, Contender]) -> dict[str, Result]:
     return results
 
 
-def _work(contender: Contender, line: Connection) -> None:
+def _work(contender: Contender, line: Connection, times: int, uncounted: int) -> None:
     """The life of a contender's process."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is for all of them
     turn = contender()
-    line.send({"value": turn()})
+    line.send({"value": turn(1)})
     while line.recv():
+        if uncounted:
+            turn(uncounted)
         begin, cpu = time.perf_counter(), time.process_time()
-        turn()
+        turn(times)
         line.send(
             {
-                "wall": time.perf_counter() - begin,
-                "cpu": time.process_time() - cpu,
+                "wall": (time.perf_counter() - begin) / times,
+                "cpu": (time.process_time() - cpu) / times,
                 "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 **accelerator(),
             }
@@ -142,7 +150,7 @@ def show(results: Mapping[str, Result], columns: Mapping[str, Callable[[Result],
         "wall s": lambda r: f"{r.seconds:.3f}",
         "range": lambda r: f"{min(r.wall):.3f}..{max(r.wall):.3f}",
         "CPU s": lambda r: f"{r.cpu_seconds:.3f}",
-        "first turn s": lambda r: f"{r.first:.1f}",
+        "first s": lambda r: f"{r.first:.1f}",
         "peak GB": lambda r: f"{(r.device_peak or r.peak) / 1e9:.2f}",
         "wall / first row": lambda r: f"{r.seconds / one.seconds:.2f}",
         "CPU / first row": lambda r: f"{r.cpu_seconds / one.cpu_seconds:.2f}",

@@ -1,16 +1,24 @@
 """Speed of the input alone: instances per second, planning, seeking. A table and one JSON line.
 
     python -m benchmarks.input --corpus=CORPUS [--seconds=10] [--workers=0]
+    python -m benchmarks.input --sentences=4000000 --workers=2
 
 Rates are per CPU second (all threads and ended worker processes), so that other work on the
 machine matters little; per wall second beside it. `pass_spread` is the standard deviation of the
 number of chunks of a pass over its mean (see `Instances`). Seeks start from a fresh `Instances`:
 index, plans and first batch.
+
+--sentences: in place of a corpus the index of so many (mean 24 tokens, 20 a document), all of whose
+tokens are zero: measures the start with workers and without, and the memory of a worker that it
+shares with nobody.
 """
 
 import gc
 import json
+import multiprocessing
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -18,11 +26,12 @@ from absl import flags
 from benchmarks.cpu_time import cpu_seconds
 from benchmarks.provenance import provenance
 from bert_jax import errors
-from bert_jax.data.corpus import Split, open_corpus
+from bert_jax.data.corpus import Split, index_path, open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
 
-_CORPUS = flags.DEFINE_string("corpus", None, "Folder that bert_jax.prepare wrote.", required=True)
+_CORPUS = flags.DEFINE_string("corpus", None, "Folder that bert_jax.prepare wrote.")
+_SENTENCES = flags.DEFINE_integer("sentences", 0, "Of an index made up, in place of a corpus.")
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Time for each measurement of the rate.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Worker processes; 0: threads.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Instances in a batch.")
@@ -85,8 +94,72 @@ def rates(split: Split, seq_length: int, pairs: bool) -> dict[str, float]:
     }
 
 
+class MadeUp(Split):
+    """A split with an index alone."""
+
+    def __reduce__(self) -> tuple:
+        return MadeUp, self._arguments
+
+    def tokens(self, starts: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+        lengths = (int(self.sentence_lengths[a:b].sum()) for a, b in zip(starts, ends, strict=True))
+        return [np.zeros(length, np.int32) for length in lengths]
+
+
+def write_index(folder: Path, sentences: int) -> None:
+    """Writes an index of documents of 20 sentences of 1 to 47 tokens."""
+    index_path(folder, "train", "x").parent.mkdir()
+    ends = np.unique(np.append(np.arange(20, sentences, 20), sentences))
+    lengths = np.random.default_rng(0).integers(1, 48, sentences, np.int32)
+    for name, array in (
+        ("sentence_lengths", lengths), ("document_ends", ends), ("record_ends", ends)
+    ):  # fmt: skip
+        np.save(index_path(folder, "train", name), array)
+
+
+def starts(folder: Path, pairs: bool, workers: int) -> dict[str, float]:
+    """Seconds until the first batch is there; bytes of memory that a worker has for itself."""
+    instances = make(MadeUp(folder, "train", [1]), 128, pairs)
+    begin = time.perf_counter()
+    batches = train_batches(instances, _BATCH_SIZE.value, 0, 10**9, workers)
+    next(batches)
+    first = time.perf_counter() - begin
+    for _ in range(20):
+        next(batches)
+    own = [
+        int(line.split()[1]) * 1024
+        for child in multiprocessing.active_children()
+        for line in Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    ]
+    batches.close()
+    return {"first_batch_seconds": first, "worker_bytes": max(own, default=0)}
+
+
+def measure_starts() -> None:
+    """Measures the start on an index that is made up, with workers and without."""
+    found = {}
+    for sentences in (_SENTENCES.value // 8, _SENTENCES.value):
+        with tempfile.TemporaryDirectory() as name:
+            write_index(Path(name), sentences)
+            for pairs in (True, False):
+                for workers in (0, _WORKERS.value):
+                    layout = "pairs" if pairs else "blocks"
+                    result = starts(Path(name), pairs, workers)
+                    found[f"{sentences} sentences, {layout}, {workers} workers"] = result
+                    print(
+                        f"{sentences:>12,} sentences  {layout:6}  {workers} workers  first batch "
+                        f"{result['first_batch_seconds']:6.2f} s  own memory of a worker "
+                        f"{result['worker_bytes'] / 1e6:6.1f} MB"
+                    )
+    print(json.dumps(provenance("input") | {"starts": found}))
+
+
 def main() -> None:
     """Measures pairs and blocks at 128 and 512."""
+    if _SENTENCES.value:
+        return measure_starts()
+    if not _CORPUS.value:
+        raise errors.UserError("--corpus=FOLDER is needed, or --sentences=N")
     split = open_corpus(_CORPUS.value).splits["train"]
     results = []
     for seq_length in (128, 512):

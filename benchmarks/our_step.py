@@ -17,12 +17,11 @@ VOCAB_SIZE = 30522
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is trained: `steps` steps a turn."""
+    """What is trained."""
 
     size: str
     batch_size: int
     seq_length: int
-    steps: int
     dtype: str
 
     def config(self) -> Any:
@@ -47,8 +46,8 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Of a turn."""
-        return self.steps * self.batch_size * self.seq_length
+        """Of a step."""
+        return self.batch_size * self.seq_length
 
 
 def trainer_of(shape: Shape) -> tuple[train.Trainer, Batch]:
@@ -67,9 +66,9 @@ def ours(shape: Shape) -> Turn:
     trainer, batch = trainer_of(shape)
     state = trainer.init()
 
-    def turn() -> None:
+    def turn(times: int) -> None:
         nonlocal state
-        for _ in range(shape.steps):
+        for _ in range(times):
             state, loss = trainer.step(state, batch)
         jax.block_until_ready((state, loss))
 

@@ -41,7 +41,7 @@ _ROWS = flags.DEFINE_list("rows", ["4", "8", "16", "32"], "Rows of a step.")
 _SIZES = flags.DEFINE_list("sizes", ["tiny", "mini", "small", "medium"], "Models.")
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Devices.")
 
-BASE = Shape("mini", 16, 128, 1, "float32")
+BASE = Shape("mini", 16, 128, "float32")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -69,15 +69,20 @@ def opened(corpus: str) -> Instances:
 
 def plan_a_pass(corpus: str) -> Turn:
     """From the opened corpus to the order of a pass."""
-    return lambda: len(opened(corpus).order(0)) and None
+
+    def turn(times: int) -> None:
+        for _ in range(times):
+            opened(corpus).order(0)
+
+    return turn
 
 
 def make_batches(corpus: str) -> Turn:
     """The next batches of a pass that is under way: so many that those made ahead do not count."""
     batches = train_batches(opened(corpus), 256, 0, 10**9)
 
-    def turn() -> None:
-        for _ in range(100):
+    def turn(times: int) -> None:
+        for _ in range(100 * times):
             next(batches)
 
     return turn
@@ -94,11 +99,12 @@ def save(shape: Shape, folder: Path) -> Turn:
     state = trainer_of(shape)[0].init()
     checkpoints, number = Checkpoints(folder, keep=1), 0
 
-    def turn() -> None:
+    def turn(times: int) -> None:
         nonlocal number
-        number += 1
-        checkpoints.save(number, state)
-        checkpoints.wait()
+        for _ in range(times):
+            number += 1
+            checkpoints.save(number, state)
+            checkpoints.wait()
 
     return turn
 

@@ -37,7 +37,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import flags
 
@@ -46,6 +45,7 @@ from benchmarks.provenance import provenance
 from bert_jax import errors, plan, sharding, tpu, train
 from bert_jax.command_line import CONFIG, TOPOLOGY
 from bert_jax.config import check_ranges
+from bert_jax.data.instances import empty_batch
 from bert_jax.errors import UserError
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
@@ -192,9 +192,9 @@ def longest(
 def our_step(config: Any, objective: LanguageModel, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """The trainer's own."""
     batch = plan.abstract_batch(mesh, config.batch_size, config.seq_length, config.pairs)
-    example = {n: np.zeros((config.accumulation, *x.shape[1:]), x.dtype) for n, x in batch.items()}
+    example = empty_batch(1, config.seq_length, config.pairs)
     trainer = train.build_trainer(config, mesh, config.steps, objective, example)
-    return trainer.step.lower(trainer.abstract_state, batch)
+    return trainer.lower(batch)
 
 
 def peer_step(config: Any, objective: LanguageModel, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:

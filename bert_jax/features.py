@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from bert_jax import errors, memory
 from bert_jax.command_line import OUTPUT
+from bert_jax.compile_cache import keep_programs
 from bert_jax.data.opened import read_lines
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -53,6 +54,7 @@ def main() -> None:
     if not (_CHECKPOINT.value and _INPUT.value and OUTPUT.value):
         raise UserError("give --checkpoint=FOLDER, --input=FILE and --output=FILE.npz")
     memory.keep_freed_memory()
+    keep_programs()
     try:
         layers = [int(layer) for layer in _LAYERS.value]
     except ValueError:

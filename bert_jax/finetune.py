@@ -28,6 +28,7 @@ from bert_jax import (
     memory,
     optim,
     prediction_table,
+    run_format,
     schemas,
     sharding,
     tasks,
@@ -36,6 +37,7 @@ from bert_jax import (
 )
 from bert_jax.checkpoint import has_checkpoint, load_params
 from bert_jax.command_line import CONFIG, OUTPUT, WORKDIR, given
+from bert_jax.compile_cache import keep_programs
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
@@ -46,7 +48,7 @@ from bert_jax.models.encoder import EncoderConfig, model_flops
 from bert_jax.outputs import check_folder, check_output
 from bert_jax.task_report import Examples, write_results, write_task
 from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
-from bert_jax.workdir import alone_in, check_same, format_of, keep_programs, prepare_workdir
+from bert_jax.workdir import alone_in, check_same, format_of, prepare_workdir
 
 MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "checkpoint_minutes",
@@ -64,6 +66,7 @@ def main() -> None:
         )
     memory.keep_freed_memory()
     distributed.initialize()
+    keep_programs()
     config, workdir, chosen = CONFIG.value, Path(WORKDIR.value), given()
     output = Path(OUTPUT.value) if OUTPUT.value else None
     if output and config.mode == "train":
@@ -86,6 +89,7 @@ class Inputs:
     features: dict[str, list[Feature]]  # of each split of the examples
     model: weights.Pretrained  # to start from
     encoder: EncoderConfig
+    widths: Sequence[int]  # that batches may have; of training and evaluation
     phase: train.Phase
 
 
@@ -109,19 +113,28 @@ def read_inputs(config: Any, workdir: Path | None = None) -> Inputs:
     paired = any(feature.arrays["segments"].any() for feature in features["train"])
     if encoder.segment_types == 1 and paired:
         distributed.say(f"{config.init_from} has one segment type: {ONE_SEGMENT}")
-    phase = build_phase(config, encoder, features["train"], model.tokenizer)
-    return Inputs(task, examples, features, model, encoder, phase)
+    if not features["train"]:
+        raise errors.UserError("nothing of the training examples can be learnt from")
+    steps = max(1, int(len(features["train"]) / config.batch_size * config.epochs))
+    if not (widths := recorded_widths(config, workdir)):
+        lengths = np.array([one.arrays["tokens"].shape[-1] for one in features["train"]])
+        widths = buckets.training_widths(lengths, config.batch_size, steps, config.max_length)
+    phase = build_phase(config, encoder, features["train"], model.tokenizer, steps, widths)
+    return Inputs(task, examples, features, model, encoder, widths, phase)
 
 
 def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     """Trains, evaluates and predicts; returns what is in `results.json`."""
     inputs = read_inputs(config, workdir)
     task, examples, features, phase = inputs.task, inputs.examples, inputs.features, inputs.phase
-    model, tokenizer, longest = inputs.model, inputs.model.tokenizer, config.max_length
+    model, tokenizer, widths = inputs.model, inputs.model.tokenizer, inputs.widths
+    first = [inputs.features["train"][0].arrays]
+    # At its greatest width, lest the initialisation be another program with other data.
+    example = buckets.collate(first, 1, tokenizer.pad_id, widths[-1:])
     body = Body(inputs.encoder, config.features, config.bilstm, config.bilstm_width)
     objective = task.objective(body)
     trainer = train.build_trainer(
-        config, sharding.make_mesh(config.mesh), phase.stop, objective, next(phase.batches(0, 1)),
+        config, sharding.make_mesh(config.mesh), phase.stop, objective, example,
         frozen=["encoder"] if config.features else (), format=format_of(workdir),
     )  # fmt: skip
     trainer.check_memory()
@@ -130,25 +143,25 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     described = config.to_dict() | {
         "model": dict(model.model),
         "steps": phase.stop,
+        "widths": list(widths),
         "train_features": _fingerprint(features["train"]),  # the order of batches is made of them
         "dev_examples": _fingerprint_of(examples["dev"]),  # the scores of checkpoints are of them
     }
     longer = train.longer(config, phase.stop, workdir)
     prepare_workdir(
-        workdir, described, MAY_CHANGE, tokenizer, lambda folder: write_task(folder, task),
-        may_grow=MAY_GROW,
+        workdir, described, (*MAY_CHANGE, "widths"), tokenizer,
+        lambda folder: write_task(folder, task), may_grow=MAY_GROW,
     )  # fmt: skip
     distributed.say(longer)
     if _is_finished(workdir, phase.stop):
         _say_finished(workdir)
         return _results(workdir)
-    keep_programs(workdir / "compiled")
     predict = trainer.jit(objective.predict)
 
     def predictions(params: Any, split: str) -> list[Any]:
         outputs = run_features(
             lambda batch: predict(params, trainer.put(batch, config.batch_size)),
-            features[split], tokenizer.pad_id, longest, config.batch_size,
+            features[split], tokenizer.pad_id, widths, config.batch_size,
         )  # fmt: skip
         return task.decode(examples[split], features[split], outputs)
 
@@ -167,7 +180,7 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
         "steps": phase.stop,
         "train_examples": len(examples["train"]),
         "train_features": len(features["train"]),
-        "max_length": longest,
+        "max_length": config.max_length,
         "parameters": sum(x.size for x in jax.tree.leaves(best)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "padding": buckets.padding(
@@ -175,12 +188,30 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
             config.batch_size,
             config.seed,
             phase.stop,
-            longest,
+            widths,
         ),
     }
 
     predicted = {split: predictions(best, split) for split in examples if split != "train"}
     return _write(workdir, workdir, task, examples, predicted, facts)
+
+
+def recorded_widths(config: Any, workdir: Path | None) -> Sequence[int]:
+    """Returns the widths of batches that the run in `workdir` began with; none: there is no run."""
+    if not workdir or not (workdir / "config.json").exists():
+        return ()
+    # Runs of before took the whole ladder, however few steps they had.
+    ladder = buckets.ladder(config.max_length)
+    stored = run_format.read_config(workdir)
+    if stored.get("max_length") != config.max_length:
+        return ()  # the run will be refused
+    found = stored.get("widths", list(ladder))
+    if not isinstance(found, list) or found != [w for w in ladder if w in found] or not found:
+        raise errors.UserError(
+            f"{workdir}/config.json: widths is {found!r}, but must be widths of batches, of "
+            f"{', '.join(map(str, ladder))}"
+        )
+    return found
 
 
 def _featurise(
@@ -330,21 +361,15 @@ def check_settings(config: Any, model: Mapping[str, Any]) -> None:
 
 
 def build_phase(
-    config: Any, encoder: EncoderConfig, features: Sequence[Feature], tokenizer: Tokenizer
-) -> train.Phase:
-    """The one phase of fine-tuning: `epochs` passes over the features (windows of long texts).
-
-    Raises: UserError: there are none.
-    """
-    if not features:
-        raise errors.UserError("nothing of the training examples can be learnt from")
-    steps = max(1, int(len(features) / config.batch_size * config.epochs))
+    config: Any, encoder: EncoderConfig, features: Sequence[Feature], tokenizer: Tokenizer,
+    steps: int, widths: Sequence[int],
+) -> train.Phase:  # fmt: skip
+    """The one phase of fine-tuning: `steps` over the features (windows of long texts)."""
     arrays = [feature.arrays for feature in features]
 
     def batches(start: int, stop: int):
         return buckets.train_batches(
-            arrays, config.batch_size, config.seed, steps, tokenizer.pad_id, config.max_length,
-            start, stop,
+            arrays, config.batch_size, config.seed, steps, tokenizer.pad_id, widths, start, stop,
         )  # fmt: skip
 
     def flops(batch: Mapping[str, Any]) -> float:

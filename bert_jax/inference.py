@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import arguments, tasks
-from bert_jax.data.buckets import Arrays, collate, eval_plan
+from bert_jax.data.buckets import Arrays, collate, eval_plan, ladder
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.memory import Checked
@@ -164,11 +164,11 @@ class Model(TaskModel):
         """
         self.check_layers(layers)
         arguments.at_least(batch_size, "batch_size")
-        pad, longest = self.tokenizer.pad_id, self.encoder.max_positions
+        pad, widths = self.tokenizer.pad_id, ladder(self.encoder.max_positions)
         lengths = [len(one["tokens"]) for one in sequences]
-        plan = eval_plan(lengths, longest, *batch_limits(len(lengths), batch_size))
+        plan = eval_plan(lengths, widths, *batch_limits(len(lengths), batch_size))
         batches = (
-            (indices, collate([sequences[i] for i in indices], rows, pad, longest))
+            (indices, collate([sequences[i] for i in indices], rows, pad, widths))
             for indices, rows in plan
         )
         work = ((some, self._states(self.params, batch, tuple(layers))) for some, batch in batches)

@@ -19,9 +19,10 @@ import numpy as np
 from bert_jax import distributed, errors, memory, sharding, train
 from bert_jax.checkpoint import has_checkpoint
 from bert_jax.command_line import CONFIG, WORKDIR
+from bert_jax.compile_cache import keep_programs
 from bert_jax.config import Stretch, check_ranges, encoder_config, stretches
 from bert_jax.data.corpus import Corpus, open_corpus
-from bert_jax.data.instances import Batch, Instances
+from bert_jax.data.instances import Batch, Instances, empty_batch
 from bert_jax.data.loader import eval_batches, logged, train_batches
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -36,7 +37,7 @@ from bert_jax.outputs import check_folder
 from bert_jax.report import is_finished, write_report
 from bert_jax.run_format import FORMAT
 from bert_jax.weights import merge, open_model
-from bert_jax.workdir import alone_in, format_of, keep_programs, prepare_workdir
+from bert_jax.workdir import alone_in, format_of, prepare_workdir
 
 # What may change when a run is continued, and what may grow; else it would be another run.
 MAY_CHANGE = (
@@ -52,6 +53,7 @@ def main() -> None:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
     memory.keep_freed_memory()
     distributed.initialize()
+    keep_programs()
     pretrain(CONFIG.value, check_folder(Path(WORKDIR.value)))
 
 
@@ -70,9 +72,8 @@ def pretrain(config: Any, workdir: Path) -> None:
     mesh = sharding.make_mesh(config.mesh)
     phases = build_phases(config, corpus, objective, mesh)
     schedule = build_schedule(config, objective)
-    trainer = train.build_trainer(
-        config, mesh, config.steps, objective, next(phases[0].batches(0, 1)), format=format
-    )
+    example = empty_batch(1, phases[0].seq_length, config.pairs)
+    trainer = train.build_trainer(config, mesh, config.steps, objective, example, format=format)
     trainer.check_memory()
     starts = config.init_from and not distributed.from_main(has_checkpoint(workdir))
     initial = _initial_params(config, corpus, trainer) if starts else None
@@ -85,7 +86,6 @@ def pretrain(config: Any, workdir: Path) -> None:
             print(read_text(workdir / "report.md"))
             print(f"{workdir} is finished: nothing left to train")
         return
-    keep_programs(workdir / "compiled")
     if config.log_instances:
         path = workdir / f"instances-{jax.process_index()}.jsonl"
         phases = [dataclasses.replace(p, batches=_logged(p.batches, path)) for p in phases]
@@ -179,7 +179,7 @@ def _instances(
     config: Any, corpus: Corpus, split: str, seq_length: int, **settings: Any
 ) -> Instances:
     tokenizer = corpus.tokenizer
-    return Instances(
+    return _made(
         corpus.splits[split],
         seq_length=seq_length,
         cls_id=tokenizer.cls_id,
@@ -190,6 +190,10 @@ def _instances(
         exact_half=config.nsp_exact_half,
         **settings,
     )
+
+
+# So the held-out set is planned once a run, not at every evaluation.
+_made = functools.lru_cache(maxsize=8)(Instances)
 
 
 def _logged(batches: Callable[..., Any], path: Path) -> Callable[[int, int], Any]:

@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -43,6 +42,7 @@ from bert_jax import errors, sharding, tpu, train
 from bert_jax.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY
 from bert_jax.config import check_ranges, stretches
 from bert_jax.data.corpus import open_corpus
+from bert_jax.data.instances import empty_batch
 from bert_jax.errors import UserError
 from bert_jax.files import read_json, write_json
 from bert_jax.main import build_objective
@@ -144,7 +144,7 @@ def compile_step(
     mesh = sharding.make_mesh(config.mesh, target.devices)
     sharding.check_batch(mesh, batch_size, config.accumulation)
     batch = abstract_batch(mesh, batch_size, seq_length, config.pairs)
-    example = {n: np.zeros((config.accumulation, *x.shape[1:]), x.dtype) for n, x in batch.items()}
+    example = empty_batch(1, seq_length, config.pairs)
     trainer = train.build_trainer(config, mesh, config.steps, objective, example)
     state = trainer.abstract_state
     known = {
@@ -156,7 +156,7 @@ def compile_step(
     rows = batch_size // config.accumulation // shards
     remat = ", rematerialised" if objective.encoder.remat else ""
     print(f"compiling: {rows:,} rows of {seq_length} a device{remat} ...", file=sys.stderr)
-    lowered = trainer.step.lower(state, batch)
+    lowered = trainer.lower(batch)
     begin = time.perf_counter()
     compiled = _compile(lowered)
     flops = model_flops(
@@ -211,17 +211,10 @@ def abstract_batch(
     mesh: jax.sharding.Mesh, batch_size: int, seq_length: int, pairs: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a global batch, as of `Instances.batch`."""
-    ids = ["tokens", "segments"]
-    shapes: dict[str, tuple[int, ...]] = {name: (seq_length,) for name in ids}
-    shapes |= {"lengths": (), "instance": (2,), "weight": ()}
-    shapes |= {"is_random_next": ()} if pairs else {}
+    rows = sharding.batch_sharding(mesh)
     return {
-        name: jax.ShapeDtypeStruct(
-            (batch_size, *shape),
-            jnp.float32 if name == "weight" else jnp.int32,
-            sharding=sharding.batch_sharding(mesh),
-        )
-        for name, shape in shapes.items()
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+        for name, x in empty_batch(batch_size, seq_length, pairs).items()
     }
 
 

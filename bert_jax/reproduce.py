@@ -28,6 +28,7 @@ from tqdm import tqdm
 from bert_jax import distributed, errors, finetune, memory, plan, schemas, tpu, weights
 from bert_jax import main as pretraining
 from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, given
+from bert_jax.compile_cache import keep_programs
 from bert_jax.config import check_ranges, choose
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
@@ -47,7 +48,7 @@ from bert_jax.paper import (
 )  # fmt: skip
 from bert_jax.reproduce_report import Cell, Result, write_table
 from bert_jax.tasks import TASKS, check_custom, family
-from bert_jax.workdir import check_same, claimed, keep_programs
+from bert_jax.workdir import check_same, claimed
 
 # Folders of GLUE's archive.
 _GLUE = {
@@ -88,6 +89,7 @@ def main() -> None:
         raise UserError("--workdir=FOLDER is needed, or --topology to plan only")
     memory.keep_freed_memory()
     distributed.initialize()
+    keep_programs()
     reproduce(config, check_folder(Path(WORKDIR.value)), given())
 
 
@@ -112,7 +114,6 @@ def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell
             if "pretraining" in job.folder.parts[-2:]:
                 pretraining.check_corpus(job.folder, Path(job.config.corpus))
     check_settings(config, todo)
-    keep_programs(out / "compiled")  # the runs share them
     work(todo)
     if distributed.is_main():
         write_table(folder, table, cells, perplexities(config, table, out), left_out)

@@ -17,9 +17,10 @@ from bert_jax.errors import UserError
 
 R = TypeVar("R")
 MESH_AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")  # along which devices hold different rows of a batch
 # Logical axis of a parameter or an activation -> mesh axes. Axes not named here are replicated.
 LOGICAL_AXES: dict[str, str | tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ROW_AXES,
     "vocab": "tensor",
     "heads": "tensor",
     "feed_forward": "tensor",
@@ -82,6 +83,15 @@ def on_mesh(mesh: Mesh, function: Callable[..., R]) -> Callable[..., R]:
             return function(*args)
 
     return wrapped
+
+
+def rules_without(axes: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """Returns the rules of the table that say nothing of these mesh axes."""
+    taken = set(axes)
+    return tuple(
+        (name, None if taken & {*([to] if isinstance(to, str) else to)} else to)
+        for name, to in LOGICAL_AXES.items()
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from bert_jax import arguments, tasks
+from bert_jax.data.buckets import ladder
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.memory import Checked
@@ -281,7 +282,7 @@ class TaskModel:
         self._say_of_segments(feature.arrays for feature in features)
         outputs = run_features(
             lambda batch: self._predict(self.params, batch), features, self.tokenizer.pad_id,
-            self._longest, *batch_limits(len(features), batch_size),
+            ladder(self._longest), *batch_limits(len(features), batch_size),
         )  # fmt: skip
         return features, outputs
 

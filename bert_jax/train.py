@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from bert_jax import distributed, goodput, keys, memory, optim, run_format, sharding
+from bert_jax import accumulate, distributed, goodput, keys, memory, optim, run_format, sharding
 from bert_jax import metrics as metrics_lib
 from bert_jax.checkpoint import Checkpoints, has_checkpoint
 from bert_jax.errors import Stopped, UserError
@@ -102,7 +102,7 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        transform: optax.GradientTransformation,
+        optimizer: Callable[[optax.Schedule], optax.GradientTransformation],
         learning_rate: optax.Schedule,
         mesh: jax.sharding.Mesh,
         example: Mapping[str, np.ndarray],
@@ -110,12 +110,15 @@ class Trainer:
         accumulation: int = 1,
         format: int = FORMAT,
     ):
-        """Args:
-        example: rows of a batch, for their shapes.
-        accumulation: micro-batches a step.
-        format: of the run, which decides about its keys.
+        """Compiles nothing yet.
+
+        Args:
+          optimizer: makes the optimiser with a learning rate.
+          example: rows of a batch, for their shapes.
+          accumulation: micro-batches a step.
+          format: of the run, which decides about its keys.
         """
-        self.objective, self.transform, self.learning_rate = objective, transform, learning_rate
+        self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
         self.mesh, self.seed, self.accumulation = mesh, seed, accumulation
         self._root = functools.partial(keys.root, format=format)
         example = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(example)))
@@ -127,7 +130,7 @@ class Trainer:
                 "step": jnp.int32(0),
                 "seed": seed,  # here, lest a step of another seed be another program to compile
                 "params": params,
-                "opt_state": transform.init(params),
+                "opt_state": optimizer(learning_rate).init(params),
                 "bad_step": jnp.int32(-1),  # the first whose loss or gradient was not finite
             }
 
@@ -153,14 +156,18 @@ class Trainer:
             nn.meta.unbox(boxed),
             shardings,
         )
+        self._shapes: set[tuple[Any, ...]] = set()  # of the batches so far
+        self._param_specs = jax.tree.map(lambda s: s.spec, shardings["params"])
         step = jax.jit(
             sharding.on_mesh(mesh, self._step), donate_argnums=0,
             out_shardings=(shardings, sharding.replicated(mesh)),
             compiler_options=memory.compiler_options(mesh.devices.flat[0].platform),
         )  # fmt: skip
-        self.step = memory.Checked(
+        self._compiled_step = memory.Checked(
             step, "a step", "lower batch_size or the length, raise accumulation, or set remat"
         )
+        # A program of its own, lest a step of another schedule be another program to compile.
+        self._rate = jax.jit(sharding.on_mesh(mesh, learning_rate))
         self.evaluate_batch = self.jit(
             lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
         )
@@ -193,12 +200,33 @@ class Trainer:
         """This process's rows, or on every process all batch_size -> global arrays on the mesh."""
         return sharding.to_global(self.mesh, dict(batch), batch_size)
 
-    def _step(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
-        """The state after a step, and the step's loss, which unlike the state stays."""
+    def step(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
+        """Returns the new state, which takes the place of `state` in memory, and the step's loss,
+        which is a buffer of its own that the host may wait for."""
+        return self._compiled_step(state, batch, self._rate(state["step"]))
+
+    def is_new(self, batch: Batch) -> bool:
+        """Tells whether `step` has yet to compile, or load, its program for a batch like this."""
+        shapes = tuple(sorted((name, x.shape) for name, x in batch.items()))
+        known = shapes in self._shapes
+        self._shapes.add(shapes)
+        return not known
+
+    def lower(self, batch: Any) -> jax.stages.Lowered:
+        """Traces the step for a batch, or the shapes of one, without running it."""
+        return self._compiled_step.lower(
+            self.abstract_state, batch, jax.ShapeDtypeStruct((), jnp.float32)
+        )
+
+    def _step(self, state: State, batch: Batch, rate: jax.Array) -> tuple[State, jax.Array]:
         step, params = state["step"], state["params"]
         key = jax.random.fold_in(self._root(state["seed"], keys.Purpose.DROPOUT), step)
-        grads, means = self._gradients(params, batch, key)
-        updates, opt_state = self.transform.update(grads, state["opt_state"], params)
+        grads, means = accumulate.gradients(
+            self.objective, params, batch, key, self.accumulation, self._param_specs
+        )
+        means["grad_norm"] = Mean(optax.tree.norm(grads), jnp.float32(1))
+        transform = self.optimizer(lambda count: rate)
+        updates, opt_state = transform.update(grads, state["opt_state"], params)
         loss = means["loss"].value()
         finite = jnp.isfinite(loss) & jnp.isfinite(means["grad_norm"].value())
         after = {
@@ -210,44 +238,6 @@ class Trainer:
             "bad_step": jnp.where(finite | (state["bad_step"] >= 0), state["bad_step"], step),
         }
         return after, loss
-
-    def _gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Mean]]:
-        """Gradients of the loss over the global batch, and its metrics.
-
-        Each term of the loss is divided by its count over the whole batch, so micro-batches with
-        unequal numbers of predictions add up to exactly the large batch's mean.
-        """
-        loss = self.objective.loss
-        pieces = self.accumulation
-        # Counts do not depend on the parameters: the compiler drops the model from this call.
-        total = loss(params, batch, key, True)[0].count if pieces > 1 else None
-
-        def scaled(params: Any, batch: Batch, key: jax.Array):
-            mean, means = loss(params, batch, key, True)
-            count = mean.count if total is None else total
-            value = jnp.sum(mean.sum / jnp.maximum(count, 1e-9))
-            return value, {"loss": Mean(value, jnp.float32(1)), **means}
-
-        gradient = jax.grad(scaled, has_aux=True)
-        if pieces == 1:
-            grads, means = gradient(params, batch, key)
-        else:
-            # Row r goes to micro-batch r % pieces, so every device keeps rows of its own.
-            micro = jax.tree.map(
-                lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch
-            )
-
-            def add(carry, piece):
-                index, rows = piece
-                one = gradient(params, rows, jax.random.fold_in(key, index))
-                return jax.tree.map(jnp.add, carry, one), None
-
-            shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), key)
-            zeros = jax.tree.map(jnp.zeros_like, shapes)
-            (grads, means), _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), micro))
-            means["loss"] = dataclasses.replace(means["loss"], count=jnp.float32(1))
-        means["grad_norm"] = Mean(optax.tree.norm(grads), jnp.float32(1))
-        return grads, means
 
 
 def build_trainer(
@@ -263,14 +253,18 @@ def build_trainer(
     """
     sharding.check_batch(mesh, config.batch_size, config.accumulation)
     rate = optim.schedule(config, steps)
-    transform = optim.optimizer(config.optimizer, rate)
-    if frozen:
-        transform = optax.multi_transform(
+
+    def optimizer(rate: optax.Schedule) -> optax.GradientTransformation:
+        transform = optim.optimizer(config.optimizer, rate)
+        if not frozen:
+            return transform
+        return optax.multi_transform(
             {"trained": transform, "frozen": optax.set_to_zero()},
             lambda params: {n: "frozen" if n in frozen else "trained" for n in params},
         )
+
     return Trainer(
-        objective, transform, rate, mesh, example, config.seed, config.accumulation, format
+        objective, optimizer, rate, mesh, example, config.seed, config.accumulation, format
     )
 
 
@@ -334,7 +328,8 @@ def run(
     request = distributed.StopRequest()
     try:
         for phase, batch in ledger.waiting(_device_batches(trainer, phases, step)):
-            state, loss = trainer.step(state, batch)
+            with _compiling(progress) if trainer.is_new(batch) else contextlib.nullcontext():
+                state, loss = trainer.step(state, batch)
             step += 1
             in_flight.add(loss)
             clock.count(batch, phase)
@@ -379,6 +374,15 @@ def run(
         log.close()
         checkpoints.close()
     return state, held_out or metrics_lib.last_evaluation(workdir)
+
+
+@contextlib.contextmanager
+def _compiling(progress: tqdm) -> Iterator[None]:
+    """Has the bar say that the program is being compiled, which takes longer than many steps."""
+    before = progress.postfix or ""
+    progress.set_postfix_str("compiling")
+    yield
+    progress.set_postfix_str(before)
 
 
 def held_out_means(trainer: Trainer, params: Any, phase: Phase) -> dict[str, float]:

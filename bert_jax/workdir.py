@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax.traverse_util import flatten_dict
 
 from bert_jax import distributed, run_format, seal
@@ -91,6 +90,8 @@ def prepare_workdir(
     if path.exists():
         check_same(workdir, config, may_change, may_grow)
         check()
+        if (workdir / "compiled").exists():  # of earlier versions; whoever loads it executes it
+            distributed.say(f"{workdir}/compiled is not used any more and may be deleted")
     elif workdir.exists() and not is_there:
         # What a start that was killed may have left, if it is what this one would write; with
         # .tmp, one of an earlier version, which nobody reads.
@@ -158,14 +159,3 @@ def alone_in(workdir: Path) -> Iterator[None]:
         if not mine:
             raise UserError(f"another run is at work in {workdir}; wait for it, or stop it first")
         yield
-
-
-def keep_programs(folder: Path) -> None:
-    """What is compiled from now on stays, for a second start to find it.
-
-    In `folder`, unless JAX has been given another (JAX_COMPILATION_CACHE_DIR).
-    """
-    # The small ones too: a start has many, and each is several times faster to load.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(folder))

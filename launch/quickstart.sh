@@ -14,8 +14,8 @@ corpus=corpora/pydocs task=corpora/pydocs_task run=runs/quickstart
 python -m bert_jax.main --config=configs/pretrain.py:size=tiny,seq=64,preset=quickstart \
   --config.corpus="$corpus" --workdir="$run"
 
-finetune() {  # what one run compiled, the other takes
-  JAX_COMPILATION_CACHE_DIR="$run-task-compiled" python -m bert_jax.finetune --config=configs/finetune.py:task=custom,preset=small \
+finetune() {
+  python -m bert_jax.finetune --config=configs/finetune.py:task=custom,preset=small \
     --config.init_from="$run" --config.data="$task" --config.max_length=64 "$@"
 }
 echo "Fine-tuning: which library is a passage from?"

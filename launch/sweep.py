@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 from bert_jax import distributed, errors, figures, finetune, memory, schemas, tasks
 from bert_jax.command_line import CONFIG, WORKDIR, given
+from bert_jax.compile_cache import keep_programs
 from bert_jax.config import check_ranges
 from bert_jax.files import read_checked, write_json, write_whole
 from bert_jax.grid import GRIDS, check_grid, name_of, read_grid, settings
 from bert_jax.outputs import check_folder, check_report
-from bert_jax.workdir import check_same, keep_programs
+from bert_jax.workdir import check_same
 from configs.finetune import get_config
 
 _GRID = flags.DEFINE_string(
@@ -52,10 +53,10 @@ def main() -> None:
         raise errors.UserError(f"a sweep trains: mode={config.mode} is for bert_jax.finetune")
     memory.keep_freed_memory()
     distributed.initialize()
+    keep_programs()
     check_chosen(config, given(), _GRID.value)
     folder = check_folder(Path(workdir))
     check_report(folder, ("sweep.json", "sweep.md", "sweep.png"), ("settings", "best_run"))
-    keep_programs(folder / "compiled")  # the runs share them
     points = settings(read_grid(_GRID.value, config))
     for point in points:
         check_ranges(with_point(config, point))

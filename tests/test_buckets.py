@@ -7,12 +7,14 @@ import pytest
 
 from bert_jax.data.buckets import (
     POOL,
-    bucket_width,
     collate,
     eval_plan,
+    ladder,
     padding,
     train_batches,
     train_plan,
+    training_widths,
+    width_for,
 )
 
 RNG = np.random.default_rng(0)
@@ -35,24 +37,43 @@ def rows(lengths, **more):
 
 
 def test_widths_are_powers_of_two_and_their_middles():
-    widths = [bucket_width(length, 512) for length in range(1, 513)]
-    assert sorted(set(widths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
-    for length, width in enumerate(widths, 1):
+    assert ladder(512) == (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    for length, width in ((length, width_for(length, ladder(512))) for length in range(1, 513)):
         assert width >= length
         assert width == 16 or width <= 1.5 * length
 
 
 def test_no_width_is_over_the_longest_allowed():
-    assert bucket_width(300, 320) == 320  # not 384
-    assert bucket_width(3, 10) == 10
-    assert bucket_width(320, 320) == 320
+    assert width_for(300, ladder(320)) == 320  # not 384
+    assert width_for(3, ladder(10)) == 10
+    assert width_for(320, ladder(320)) == 320
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (1, (96, 128)),  # evaluation may have longer ones
+        (37, (96, 128)),
+        (150, (48, 96, 128)),
+        (300, (32, 64, 96, 128)),
+        (10**6, (16, 24, 32, 48, 64, 96, 128)),
+    ],
+)
+def test_a_training_takes_as_many_widths_as_its_steps_pay_for(steps, expected):
+    """Each saves the computing of 25 steps of the greatest, at least."""
+    assert training_widths(LENGTHS[LENGTHS < 90], 8, steps, 128) == expected
+
+
+def test_features_of_one_length_need_one_width():
+    assert training_widths(np.full(100, 20), 8, 10**6, 32) == (24, 32)
+    assert training_widths(np.array([50]), 8, 10, 40) == (40,)
 
 
 # Collating.
 
 
 def test_rows_are_padded_at_the_end_to_one_width():
-    batch = collate(rows([3, 20], token_labels=True), 2, pad_id=9, longest=64)
+    batch = collate(rows([3, 20], token_labels=True), 2, pad_id=9, widths=ladder(64))
     assert (
         batch["tokens"].shape == batch["segments"].shape == batch["token_labels"].shape == (2, 24)
     )
@@ -70,7 +91,7 @@ def test_rows_are_padded_at_the_end_to_one_width():
 
 
 def test_missing_rows_are_copies_of_weight_zero():
-    batch = collate(rows([5, 7]), 4, 0, 64)
+    batch = collate(rows([5, 7]), 4, 0, ladder(64))
     assert batch["weight"].tolist() == [1.0, 1.0, 0.0, 0.0]
     assert batch["lengths"].tolist() == [5, 7, 5, 5]
     np.testing.assert_array_equal(batch["tokens"][2], batch["tokens"][0])
@@ -83,7 +104,7 @@ def test_choices_are_padded_together():
         "lengths": np.array([18, 3, 4, 5], np.int32),
         "label": np.array(2, np.int32),
     }
-    batch = collate([choice], 2, pad_id=0, longest=64)
+    batch = collate([choice], 2, pad_id=0, widths=ladder(64))
     assert batch["tokens"].shape == (2, 4, 24)
     assert batch["tokens"][0, 1].tolist() == [5] * 18 + [0] * 6  # a choice's own padding is its own
     assert batch["lengths"].tolist() == [[18, 3, 4, 5]] * 2
@@ -151,12 +172,12 @@ def test_few_examples_do_not_stand_beside_their_copies():
 
 
 def test_similar_lengths_come_together():
-    batches = list(train_batches(rows(LENGTHS), 8, 0, 200, 0, 128, 0, 200))
+    batches = list(train_batches(rows(LENGTHS), 8, 0, 200, 0, ladder(128), 0, 200))
     real = sum(int(batch["lengths"].sum()) for batch in batches)
     padded = sum(batch["tokens"].size for batch in batches)
     everything = 200 * 8 * 128
     shapes = {batch["tokens"].shape for batch in batches}
-    assert padding(rows(LENGTHS), 8, 0, 200, 128) == {
+    assert padding(rows(LENGTHS), 8, 0, 200, ladder(128)) == {
         "text_tokens": real,
         "computed_tokens": padded,
         "computed_without_buckets": everything,
@@ -179,8 +200,8 @@ def test_every_ending_of_a_choice_is_computed():
         }
         for n in (10, 20, 40, 40)
     ]
-    batches = list(train_batches(features, 2, 0, 6, 0, 64, 0, 6))
-    assert padding(features, 2, 0, 6, 64) == {
+    batches = list(train_batches(features, 2, 0, 6, 0, ladder(64), 0, 6))
+    assert padding(features, 2, 0, 6, ladder(64)) == {
         "text_tokens": sum(int(batch["lengths"].sum()) for batch in batches),
         "computed_tokens": sum(batch["tokens"].size for batch in batches),
         "computed_without_buckets": 6 * 2 * 4 * 64,
@@ -190,7 +211,7 @@ def test_every_ending_of_a_choice_is_computed():
 
 def test_train_batches_are_those_of_the_plan():
     features = rows(LENGTHS)
-    batches = list(train_batches(features, 8, 3, 500, 0, 128, start=70, stop=75))
+    batches = list(train_batches(features, 8, 3, 500, 0, ladder(128), start=70, stop=75))
     np.testing.assert_array_equal([batch["label"] for batch in batches], plan()[70:75])
     assert all(batch["weight"].all() for batch in batches)
 
@@ -203,8 +224,8 @@ def test_train_batches_are_those_of_the_plan():
 def test_evaluation_sees_every_feature_once(count, most_tokens):
     features = rows(LENGTHS[:count])
     seen = []
-    for indices, size in eval_plan(LENGTHS[:count], 128, 8, most_tokens):
-        batch = collate([features[index] for index in indices], size, 0, 128)
+    for indices, size in eval_plan(LENGTHS[:count], ladder(128), 8, most_tokens):
+        batch = collate([features[index] for index in indices], size, 0, ladder(128))
         assert batch["tokens"].shape[0] == size
         real = batch["weight"] > 0
         assert real.sum() == len(indices)
@@ -214,12 +235,12 @@ def test_evaluation_sees_every_feature_once(count, most_tokens):
 
 
 def test_evaluation_begins_with_the_longest():
-    longest = [LENGTHS[indices[0]] for indices, _ in eval_plan(LENGTHS, 128, 8)]
+    longest = [LENGTHS[indices[0]] for indices, _ in eval_plan(LENGTHS, ladder(128), 8)]
     assert longest == sorted(LENGTHS, reverse=True)[::8]
 
 
 def test_long_sequences_are_fewer_at_a_time():
     """One of 300 tokens among 31 of 10: else all 32 would be computed on as if they had 384."""
-    plan = eval_plan([10] * 20 + [300] + [10] * 11, 512, 32, 32 * 64)
+    plan = eval_plan([10] * 20 + [300] + [10] * 11, ladder(512), 32, 32 * 64)
     assert [(len(indices), size) for indices, size in plan] == [(4, 4), (28, 32)]
-    assert eval_plan([400], 512, 8, 64)[0][1] == 1
+    assert eval_plan([400], ladder(512), 8, 64)[0][1] == 1

@@ -9,7 +9,7 @@ import pytest
 from data_packs import pack
 
 from bert_jax import tasks
-from bert_jax.data.buckets import collate
+from bert_jax.data.buckets import collate, ladder
 from bert_jax.data.tokenizer import wordpiece_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
@@ -215,7 +215,7 @@ def test_rows_are_stored():
 def test_a_batch_goes_through_the_objective():
     encoder = EncoderConfig(TOKENIZER.vocab_size, layers=1, width=8, heads=2, feed_forward=8)
     features = SWAG.featurise([_question(), _question("a", ("b c d", "e"))], TOKENIZER, 32, True)
-    batch = collate([feature.arrays for feature in features], 4, PAD, 32)
+    batch = collate([feature.arrays for feature in features], 4, PAD, ladder(32))
     assert batch["tokens"].shape == (4, 2, 16) and batch["lengths"].shape == (4, 2)
     objective = SWAG.objective(Body(encoder))
     params = jax.eval_shape(objective.init, jax.random.key(0), batch)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from text_tasks import ROWS, TOKENIZER, write
 
 from bert_jax import tasks
-from bert_jax.data.buckets import collate
+from bert_jax.data.buckets import collate, ladder
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
@@ -225,7 +225,7 @@ def test_through_the_model_and_back(tmp_path, kind):
     task = task.fit(examples)
     features = task.featurise(examples, TOKENIZER, 16, train=True)
     assert [f.example for f in features] == [0, 1]
-    batch = collate([f.arrays for f in features], 2, TOKENIZER.pad_id, 16)
+    batch = collate([f.arrays for f in features], 2, TOKENIZER.pad_id, ladder(16))
     encoder = EncoderConfig(TOKENIZER.vocab_size, layers=1, width=8, heads=2, feed_forward=8)
     objective = task.objective(Body(encoder))
     params = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch))

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax import sharding
-from bert_jax.data.buckets import collate
+from bert_jax.data.buckets import collate, ladder
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.objectives.finetuning import Choose, Classify, Span, Tag
@@ -67,7 +67,7 @@ def some_rows(name):
 
 def some_batch(name, size=3, width=16):
     """The rows in a batch of that many rows and that width."""
-    batch = collate(some_rows(name), size, 0, 48)
+    batch = collate(some_rows(name), size, 0, ladder(48))
     more = width - 16
     for key in batch.keys() & {"tokens", "segments", "token_labels"}:
         pads = [(0, 0)] * (batch[key].ndim - 1) + [(0, more)]

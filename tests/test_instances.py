@@ -63,7 +63,7 @@ def test_plans_do_not_depend_on_the_size_of_the_planning_window(monkeypatch):
     documents = random_documents(np.random.default_rng(0), 8, 40, 9)
     whole = make(documents)._layout.chunks(1)
     for window in (1, 3, 50):
-        monkeypatch.setattr("bert_jax.data.instances._PLAN_SENTENCES", window)
+        monkeypatch.setattr("bert_jax.data.layouts._PLAN_SENTENCES", window)
         assert (make(documents)._layout.chunks(1) == whole).all()
 
 

@@ -41,7 +41,13 @@ def test_no_two_rows_micro_batches_steps_or_seeds_share_their_noise():
     noise = []
     for accumulation, seed in itertools.product((1, 4), (0, 1)):
         trainer = train.Trainer(
-            Noise(8), optax.sgd(-1.0), lambda _: 1.0, one_device(), batch, seed, accumulation
+            Noise(8),
+            lambda _: optax.sgd(-1.0),
+            lambda _: 1.0,
+            one_device(),
+            batch,
+            seed,
+            accumulation,
         )
         state = trainer.init()
         for _ in range(3):

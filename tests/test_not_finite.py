@@ -47,7 +47,7 @@ def run(corpus, workdir, bad: str, steps: tuple[int, ...], **schedule):
     met = [next(phases[0].batches(step, step + 1))["instance"] for step in steps]
     objective = Explosive(**{bad: tuple(tuple(instances[5].tolist()) for instances in met)})
     trainer = train.Trainer(
-        objective, optax.adam(1e-3), lambda _: 1e-3, one_device(), example, config.seed
+        objective, lambda _: optax.adam(1e-3), lambda _: 1e-3, one_device(), example, config.seed
     )
     with pytest.raises(UserError) as error:
         train.run(trainer, phases, make_schedule(config), workdir)

@@ -34,12 +34,9 @@ SETTINGS = {
 }
 
 
-def start(corpus: Path, workdir: Path, compiles: bool = False) -> subprocess.Popen:
-    """The run as a process; compiles: all by itself, instead of taking what others compiled."""
+def start(corpus: Path, workdir: Path) -> subprocess.Popen:
     flags = tiny_corpus.flags(corpus, workdir, "size=tiny,phases=true", **SETTINGS)
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
-    if compiles:
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     return subprocess.Popen(
         [sys.executable, "-m", "bert_jax.main", *tiny_corpus.words(flags)],
         cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL,
@@ -47,10 +44,10 @@ def start(corpus: Path, workdir: Path, compiles: bool = False) -> subprocess.Pop
     )  # fmt: skip
 
 
-def finish(corpus: Path, workdir: Path, compiles: bool = False) -> float:
+def finish(corpus: Path, workdir: Path) -> float:
     """Runs to the end; the seconds it took."""
     begin = time.monotonic()
-    process = start(corpus, workdir, compiles)
+    process = start(corpus, workdir)
     assert process.wait(timeout=300) == 0, log_of(workdir)[-3000:]
     return time.monotonic() - begin
 
@@ -118,7 +115,7 @@ def trainer(corpus):
 @pytest.fixture(scope="module")
 def uninterrupted(corpus_path, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    print(f"uninterrupted: {finish(corpus_path, workdir, compiles=True):.1f} s")
+    print(f"uninterrupted: {finish(corpus_path, workdir):.1f} s")
     return workdir
 
 
@@ -174,12 +171,6 @@ def test_sigkill_at_five_random_moments(corpus_path, uninterrupted, trainer, tmp
     assert re.search(r"continuing .* from step \d+", log_of(workdir))
     assert_same(workdir, uninterrupted, trainer)
     assert not saving(workdir)
-
-
-def test_what_was_compiled_is_kept(uninterrupted):
-    """So that a second start need not compile it; small programs, too."""
-    kept = {file.name.split("-")[0] for file in (uninterrupted / "compiled").iterdir()}
-    assert kept >= {"jit_fresh", "jit_window", "jit__step"}
 
 
 def test_a_finished_run_is_left_as_it_is(corpus_path, uninterrupted, trainer, tmp_path):

@@ -28,15 +28,20 @@ def mesh_of(*shape: int) -> jax.sharding.Mesh:
     return jax.make_mesh(shape, sharding.MESH_AXES, axis_types=AUTO, devices=devices)
 
 
-def compiled(corpus, *shape: int):
-    """(trainer, collectives of its step) on a mesh of this shape."""
+def built(corpus, *shape: int, accumulation: int = 1):
+    """(trainer, a batch on its devices) on a mesh of this shape."""
     config = small_config(
         batch_size=ROWS, seq_length=LENGTH, model__width=WIDTH, model__heads=8,
-        model__layers=LAYERS,
+        model__layers=LAYERS, accumulation=accumulation,
     )  # fmt: skip
     trainer, phases = make_trainer(config, corpus, mesh_of(*shape))
-    batch = trainer.put(next(phases[0].batches(0, 1)), ROWS)
-    program = trainer.step.lower(trainer.abstract_state, batch).compile()
+    return trainer, trainer.put(next(phases[0].batches(0, 1)), ROWS)
+
+
+def compiled(corpus, *shape: int, accumulation: int = 1):
+    """(trainer, collectives of its step) on a mesh of this shape."""
+    trainer, batch = built(corpus, *shape, accumulation=accumulation)
+    program = trainer.lower(batch).compile()
     return trainer, read_program(program.as_text()).collectives
 
 
@@ -193,3 +198,38 @@ def test_an_evaluation_starts_a_computation_a_batch_and_has_few_in_flight(most, 
     phase = SimpleNamespace(evaluation=lambda: range(20), batch_size=1)
     monkeypatch.setattr(jax, "device_get", lambda tree: jax.tree.map(done, tree))
     assert train.held_out_means(trainer, None, phase) == {"loss": 0.5}
+
+
+MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2)]
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_accumulation_crosses_the_network_once_a_step(corpus, shape):
+    """Not once a micro-batch, and with dropout on; besides, losses and counts."""
+    moved = {}
+    for pieces in (1, 2, 4):
+        trainer, collectives = compiled(corpus, *shape, accumulation=pieces)
+        assert trainer.objective.encoder.hidden_dropout == 0.1
+        over_rows = [one for one in collectives if one.devices == math.prod(shape[:2])]
+        moved[pieces] = by_kind(over_rows)
+        assert all(one.times == 1 for one in over_rows if one.bytes > 100), collectives
+    print(f"\n{shape}: {moved}, parameters {parameter_bytes(trainer)}")
+    assert moved[2] == moved[4]
+    whole = parameter_bytes(trainer)
+    sent = sum(size for kind, size in moved[4].items() if kind != "all-gather")
+    assert sent < 1.1 * whole / shape[2] + 4 * tables(trainer)[0].size
+    assert moved[4].get("all-gather", 0) <= parameter_bytes(trainer, "fsdp")
+
+
+def test_accumulated_gradients_are_the_same_on_every_mesh(corpus):
+    """With dropout on: masks are of places in the batch, not of places on a device."""
+    states = []
+    for shape in ((1, 1, 1), *MESHES, (2, 2, 2)):
+        trainer, batch = built(corpus, *shape, accumulation=2)
+        state, _ = trainer.step(trainer.init(), batch)
+        states.append(sharding.to_host({n: state[n] for n in ("params", "opt_state", "window")}))
+    assert len(jax.tree.leaves(states[0])) > 50
+    for state in states[1:]:
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), states[0], state
+        )

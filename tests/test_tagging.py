@@ -10,7 +10,7 @@ import pytest
 from data_packs import pack
 
 from bert_jax import tasks
-from bert_jax.data.buckets import collate
+from bert_jax.data.buckets import collate, ladder
 from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
@@ -377,7 +377,7 @@ def test_a_batch_goes_through_the_objective():
         vocab_size=ENGLISH.vocab_size, layers=1, width=8, heads=2, feed_forward=8
     )
     features = TASK.featurise([PEOPLE, PEOPLE], ENGLISH, 32, train=True)
-    batch = collate([f.arrays for f in features], 4, ENGLISH.pad_id, 32)
+    batch = collate([f.arrays for f in features], 4, ENGLISH.pad_id, ladder(32))
     assert batch["token_labels"][0].tolist() == [-1, 1, 2, -1, 0, 1, -1, 0] + [-1] * 8
     objective = TASK.objective(Body(encoder))
     params = jax.eval_shape(objective.init, jax.random.key(0), batch)

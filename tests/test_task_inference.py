@@ -12,7 +12,7 @@ import tiny_corpus
 import bert_jax
 from bert_jax import hugging_face, tasks, weights
 from bert_jax.config import encoder_config
-from bert_jax.data.buckets import collate
+from bert_jax.data.buckets import collate, ladder
 from bert_jax.errors import UserError
 from bert_jax.inference import Model
 from bert_jax.models.body import Body
@@ -81,7 +81,7 @@ def token(model, word):
 def direct(model, task, body, texts):
     """Logits of texts by the objective itself, in one batch."""
     features = encode_pairs(texts, model.tokenizer, 32)
-    batch = collate([feature.arrays for feature in features], len(texts), 0, 32)
+    batch = collate([feature.arrays for feature in features], len(texts), 0, ladder(32))
     return np.float64(jax.jit(task.objective(body).predict)(model.params, batch)["logits"])
 
 
@@ -331,7 +331,7 @@ def test_choices_of_a_head(fine_tuned, pretrained):
     example = tasks.choice.Question("0", "the ship", tuple(ending))
     features = task.featurise([example], model.tokenizer, 32, train=False)
     predict = jax.jit(task.objective(Body(model.encoder)).predict)
-    logits = predict(model.params, collate([features[0].arrays], 1, 0, 32))["logits"][0]
+    logits = predict(model.params, collate([features[0].arrays], 1, 0, ladder(32)))["logits"][0]
     expected = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(model.choose("the ship", ending).probabilities, expected, atol=1e-5)
 

@@ -4,6 +4,7 @@ Its fixtures are there for every test (conftest.py).
 """
 
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from bert_jax import main, optim, sharding, train
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.corpus_writer import UnitWriter, assemble
+from bert_jax.data.instances import empty_batch
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
 from configs import pretrain
 
@@ -189,10 +191,10 @@ def make_trainer(
         rate = optim.learning_rate(
             config.learning_rate, config.steps, max(config.warmup_steps, 0), "warmup"
         )
-        transform = optim.optimizer(config.optimizer, rate)
-        example = next(phases[0].batches(0, 1))
+        optimizer = functools.partial(optim.optimizer, config.optimizer)
+        example = empty_batch(1, phases[0].seq_length, config.pairs)
         _TRAINERS[key] = train.Trainer(
-            objective, transform, rate, mesh, example, config.seed, config.accumulation
+            objective, optimizer, rate, mesh, example, config.seed, config.accumulation
         )
     return _TRAINERS[key], phases
 

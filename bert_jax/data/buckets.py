@@ -1,11 +1,13 @@
 """Batches of sequences of similar length, so that little is computed on padding.
 
-Widths come from a short ladder (powers of two and their middles), so few programs are compiled.
+Each width is a program to compile. So widths come from a short ladder (powers of two and their
+middles), and a short training takes only those of them that save more than their compiling costs.
 Step t of a run is a function of (seed, t): the stream of examples (each pass in a new random
 order) is cut into pools of `POOL` batches, less where a pass has fewer; a pool is sorted by length,
 cut into batches, and these come in random order.
 """
 
+import collections
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,30 +17,70 @@ import numpy as np
 from bert_jax.data.draws import Purpose, random_bits
 
 POOL = 64  # batches sorted together, at most
+# What compiling a width costs, in training steps of the greatest width: a few on two cores for a
+# large model, a hundred and more for a small one or on a GPU.
+_PROGRAM_STEPS = 25
 _PADDING = {"token_labels": -1}  # of arrays that are padded like tokens; the others get 0
 _PADDED = ("tokens", "segments", "token_labels")
 
 Arrays = Mapping[str, np.ndarray]
 
 
-def bucket_width(length: int, longest: int) -> int:
-    """The ladder's width for a length: 16, 24, 32, 48, 64, 96, ...; at most `longest`."""
-    width = 16
-    while width < length:
+def ladder(longest: int) -> tuple[int, ...]:
+    """Returns the widths 16, 24, 32, 48, 64, 96, ... below `longest`, and `longest`."""
+    widths, width = [], 16
+    while width < longest:
+        widths.append(width)
         width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
-    return min(width, longest)
+    return (*widths, longest)
 
 
-def collate(rows: Sequence[Arrays], size: int, pad_id: int, longest: int) -> dict[str, np.ndarray]:
+def width_for(length: int, widths: Sequence[int]) -> int:
+    """Returns the first of the ascending widths that holds `length` tokens, at most the last."""
+    return next((width for width in widths if width >= length), widths[-1])
+
+
+def training_widths(
+    lengths: np.ndarray, batch_size: int, steps: int, longest: int
+) -> tuple[int, ...]:
+    """Chooses the widths of `ladder(longest)` that a training of so many steps pays for.
+
+    A function of the features and the number of steps alone: seeds share their programs.
+
+    Args:
+      lengths: of all features, int[features].
+    Returns: ascending widths. Those above the longest feature stay: training never needs them, and
+      evaluation may.
+    """
+    rungs = ladder(longest)
+    longest_of_batches = np.sort(lengths)[::-1][::batch_size]
+    needed = collections.Counter(width_for(length, rungs) for length in longest_of_batches)
+    *lower, top = sorted(needed)
+
+    def cost(chosen: tuple[int, ...]) -> float:  # in tokens a row
+        total = sum(width_for(width, chosen) * count for width, count in needed.items())
+        return steps * total / len(longest_of_batches) + _PROGRAM_STEPS * top * len(chosen)
+
+    subsets = (
+        (*some, top)
+        for count in range(len(lower) + 1)
+        for some in itertools.combinations(lower, count)
+    )
+    return (*min(subsets, key=cost), *(width for width in rungs if width > top))
+
+
+def collate(
+    rows: Sequence[Arrays], size: int, pad_id: int, widths: Sequence[int]
+) -> dict[str, np.ndarray]:
     """Stacks features into a batch of `size` rows of one width.
 
     Args:
       rows: arrays of features, as in `tasks.base.Feature`; all of the same names and ranks.
       size: rows B of the batch; missing ones are copies of the first, of weight 0.
-      longest: the most that a row may have; the width is that of its bucket.
+      widths: those that the batch may have, ascending; it gets the first that holds all rows.
     Returns: the arrays with a leading B; "lengths" int32[B] (or [B, C]); "weight" float32[B].
     """
-    width = bucket_width(max(row["tokens"].shape[-1] for row in rows), longest)
+    width = width_for(max(row["tokens"].shape[-1] for row in rows), widths)
     filled = [*rows, *[rows[0]] * (size - len(rows))]
     batch = {}
     for name in rows[0]:
@@ -73,41 +115,41 @@ def train_plan(
 
 
 def train_batches(
-    features: Sequence[Arrays], batch_size: int, seed: int, steps: int, pad_id: int, longest: int,
-    start: int, stop: int,
+    features: Sequence[Arrays], batch_size: int, seed: int, steps: int, pad_id: int,
+    widths: Sequence[int], start: int, stop: int,
 ) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
     """The batches of steps start .. stop - 1 of a run of `steps`."""
     lengths = np.array([row["tokens"].shape[-1] for row in features])
     plan = train_plan(lengths, batch_size, seed, steps, start)
     for indices in itertools.islice(plan, stop - start):
-        yield collate([features[index] for index in indices], batch_size, pad_id, longest)
+        yield collate([features[index] for index in indices], batch_size, pad_id, widths)
 
 
 def padding(
-    features: Sequence[Arrays], batch_size: int, seed: int, steps: int, longest: int
+    features: Sequence[Arrays], batch_size: int, seed: int, steps: int, widths: Sequence[int]
 ) -> dict[str, int]:
     """What a run computes on.
 
-    Returns: tokens of text; tokens with padding; the same without buckets, all padded to `longest`;
-    and the number of widths, each a program to compile.
+    Returns: tokens of text; tokens with padding; the same without buckets, all padded to the last
+    of the widths; and the number of widths in use, each a program to compile.
     """
     lengths = np.array([row["tokens"].shape[-1] for row in features])
     tokens = np.array([np.sum(row.get("lengths", row["tokens"].shape[-1])) for row in features])
     sequences = batch_size * features[0]["tokens"].size // lengths[0]  # a choice has several
-    widths, text = [], 0
+    used, text = [], 0
     for indices in train_plan(lengths, batch_size, seed, steps):
         text += int(tokens[indices].sum())
-        widths.append(bucket_width(int(lengths[indices].max()), longest))
+        used.append(width_for(int(lengths[indices].max()), widths))
     return {
         "text_tokens": text,
-        "computed_tokens": int(sequences) * sum(widths),
-        "computed_without_buckets": int(sequences) * steps * longest,
-        "widths": len(set(widths)),
+        "computed_tokens": int(sequences) * sum(used),
+        "computed_without_buckets": int(sequences) * steps * widths[-1],
+        "widths": len(set(used)),
     }
 
 
 def eval_plan(
-    lengths: Sequence[int], longest: int, batch_size: int, most_tokens: int | None = None
+    lengths: Sequence[int], widths: Sequence[int], batch_size: int, most_tokens: int | None = None
 ) -> list[tuple[np.ndarray, int]]:
     """(indices of the features of a batch, its rows B) over all of them; the last may need filling.
 
@@ -118,7 +160,7 @@ def eval_plan(
     """
     order, plan = np.argsort(-np.array(lengths, int), kind="stable"), []
     while len(order):
-        rows, width = batch_size, bucket_width(lengths[order[0]], longest)
+        rows, width = batch_size, width_for(lengths[order[0]], widths)
         while most_tokens and rows > 1 and rows * width > most_tokens:
             rows //= 2
         plan.append((order[:rows], rows))

@@ -5,12 +5,16 @@ workers or devices; so the state of the input is one integer, the step.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import grain
@@ -47,21 +51,57 @@ def train_batches(
       end, an error and garbage collection. Raises Restart: a worker was killed.
     """
     rows = np.arange(batch_size) if rows is None else rows
-    source = _Steps(instances, batch_size, rows, stop_step)
-    # A whole batch is one element of the source: batching after the split over workers would make
-    # the contents of batches depend on their number.
-    steps = grain.MapDataset.source(source).slice(slice(start_step, stop_step))
-    batches = steps.to_iter_dataset(
-        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)
-    )
-    if workers:
-        if not flags.FLAGS.is_parsed():  # in a notebook: Grain's own flags keep their defaults
-            flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_live_as_long_as_the_run,
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_temporary_folder()) if workers else None
+        if folder:
+            instances = dataclasses.replace(instances, shared=folder)
+        source = _Steps(instances, batch_size, rows, stop_step)
+        # A whole batch is one element of the source: batching after the split over workers would
+        # make the contents of batches depend on their number.
+        steps = grain.MapDataset.source(source).slice(slice(start_step, stop_step))
+        batches = steps.to_iter_dataset(
+            grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)
         )
-    return _closing(batches)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # in a notebook: Grain's own flags keep their defaults
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+                worker_init_fn=functools.partial(_live_as_long_as_the_run, folder),
+            )
+        planned = None
+        _plan_ahead(instances, start_step * batch_size)
+        for step, batch in enumerate(stack.enter_context(_closing(batches)), start_step):
+            pass_ = int(batch["instance"][0, 0])
+            if planned is not None and pass_ != planned:
+                _plan_ahead(instances, step * batch_size)
+            planned = pass_
+            yield batch
+
+
+def _plan_ahead(instances: Instances, slot: int) -> None:
+    """Begins to plan the passes from that of a slot on, beside everything else.
+
+    Where that fails, the batches fail, too, and say why.
+    """
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            instances.plan_ahead(slot)
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path | None]:
+    """Gives a folder for the time of the block; None where none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="bert_jax-", ignore_cleanup_errors=True)
+    except OSError:
+        yield None
+        return
+    with folder as name:
+        yield Path(name)
 
 
 def eval_batches(
@@ -122,8 +162,11 @@ class _Steps:
         return self._instances.batch(step * self._batch_size + self._rows)
 
 
-def _live_as_long_as_the_run(worker: int, workers: int) -> None:
-    """In a worker: signals to all processes are for the run, which may save before it ends."""
+def _live_as_long_as_the_run(folder: Path | None, worker: int, workers: int) -> None:
+    """In a worker: signals to all processes are for the run, which may save before it ends.
+
+    folder: to be removed if the run was killed and cannot do it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -133,16 +176,19 @@ def _live_as_long_as_the_run(worker: int, workers: int) -> None:
 
     def end_with_it() -> None:  # when it was killed, too, and could not say so
         run.join()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=end_with_it, daemon=True).start()
 
 
-def _closing(batches: grain.IterDataset) -> Generator[Batch, None, None]:
-    """Iterates; ends the threads and workers behind it whichever way that ends."""
+@contextlib.contextmanager
+def _closing(batches: grain.IterDataset) -> Iterator[Iterator[Batch]]:
+    """Gives an iterator; ends the threads and workers behind it whichever way the block ends."""
     iterator = iter(batches)
     try:
-        yield from iterator
+        yield iterator
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise

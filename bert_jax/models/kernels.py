@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from bert_jax.models.operations import Key, keep, key_words
+from bert_jax.models.operations import Key, first_row, keep, key_words
 
 LANES = 128
 HEAD_WIDTH = 64
@@ -64,7 +64,9 @@ def _on_each_device(
 
     arguments, results: logical axes of each, as in "batch - heads".
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    left = set(mesh.axis_names) - set(mesh.manual_axes)  # along the others it is so already
+    if not left:
         return function
 
     def specs(names: tuple[str, ...]) -> Any:
@@ -72,8 +74,9 @@ def _on_each_device(
         return tuple(nn.logical_to_mesh_axes(a) for a in axes)
 
     return jax.shard_map(
-        function, in_specs=specs(arguments), out_specs=specs(results), check_vma=False
-    )
+        function, in_specs=specs(arguments), out_specs=specs(results), axis_names=left,
+        check_vma=False,
+    )  # fmt: skip
 
 
 def _call(kernel: Callable[..., None], grid: tuple[int, ...], inputs: Any, outputs: Any) -> Any:
@@ -179,8 +182,14 @@ def _attention(kernel, results, saved, grad, heads, rate):
     of_mask = "batch - -" if len(mask) > 1 else "- - -"
     arguments = (axes, axes, axes, "- heads", of_mask, "-", "batch", "heads", axes)
     run = _on_each_device(local, arguments[: 8 + len(grad)], tuple(results))
-    numbers = jnp.arange(rows, dtype=jnp.uint32), jnp.arange(heads, dtype=jnp.uint32)
+    numbers = _places(rows), jnp.arange(heads, dtype=jnp.uint32)
     return run(q, k, v, biases, mask, key_words(key), *numbers, *grad)
+
+
+def _places(rows: int) -> jax.Array:
+    """Numbers the rows of an array as they are in the whole batch: uint32[rows]."""
+    places = jnp.arange(rows, dtype=jnp.uint32)
+    return places if (first := first_row(rows)) is None else places + first
 
 
 class _Heads:
@@ -331,7 +340,7 @@ def _norm(kernel, arrays, vectors, key, sums):
 
     both = ("batch - -",) * 2
     run = _on_each_device(local, ("-", "batch", "- -", *both), (*both, *["batch - -"] * sums))
-    return run(key_words(key), jnp.arange(rows, dtype=jnp.uint32), vectors, *arrays)
+    return run(key_words(key), _places(rows), vectors, *arrays)
 
 
 def _keep(numbers, rate, shape):

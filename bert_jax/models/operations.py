@@ -40,6 +40,16 @@ def key_words(key: Key) -> jax.Array:
     return jax.random.key_data(key).astype(jnp.uint32).reshape(-1)[:2]
 
 
+def first_row(rows: int) -> jax.Array | None:
+    """Gives the place of the first of this device's `rows` among those of all devices, uint32.
+
+    None where arrays are those of all devices, so that places are counted in them. They are not
+    inside `jax.shard_map` over mesh axes, along which devices hold blocks of rows.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    return jax.lax.axis_index(axes).astype(jnp.uint32) * np.uint32(rows) if axes else None
+
+
 def keep(row: jax.Array, column: jax.Array, words: Any, rate: float) -> jax.Array:
     """Which elements dropout keeps, by their row and column (uint32, to be broadcast) and a key."""
     row = _mix(_mix(row + words[0]) ^ words[1])
@@ -60,6 +70,8 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
     row = jnp.zeros((*x.shape[:-1], 1), jnp.uint32)  # the row's index in [..., K], flattened
     for axis, size in enumerate(x.shape[:-1]):
         row = row * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis)
+    if (first := first_row(math.prod(x.shape[:-1]))) is not None:
+        row = row + first
     column = jax.lax.broadcasted_iota(jnp.uint32, (1,) * (x.ndim - 1) + x.shape[-1:], x.ndim - 1)
     kept = keep(row, column, key_words(key), rate)
     # Scaled in float32: 1/0.9 rounded to bfloat16 would be 0.16% low.

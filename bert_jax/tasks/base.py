@@ -219,20 +219,20 @@ def run_features(
     predict: Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]],
     features: Sequence[Feature],
     pad_id: int,
-    longest: int,
+    widths: Sequence[int],
     batch_size: int,
     most_tokens: int | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """`predict` over all features in batches of similar length: an objective's outputs of each.
 
     predict: a batch as of `data.buckets.collate` -> arrays [B, ...].
-    batch_size, most_tokens: as in `data.buckets.eval_plan`.
+    widths, batch_size, most_tokens: as in `data.buckets.eval_plan`.
     """
     results: list[dict[str, np.ndarray]] = [{} for _ in features]
     lengths = [feature.arrays["tokens"].shape[-1] for feature in features]
-    plan = eval_plan(lengths, longest, batch_size, most_tokens)
+    plan = eval_plan(lengths, widths, batch_size, most_tokens)
     batches = (
-        (indices, collate([features[i].arrays for i in indices], rows, pad_id, longest))
+        (indices, collate([features[i].arrays for i in indices], rows, pad_id, widths))
         for indices, rows in plan
     )
     work = ahead((indices, predict(batch)) for indices, batch in batches)
