@@ -87,6 +87,9 @@ def check_files(checkpoint: Path) -> None:
 
     Raises: ValueError: one is not there, or is not as it was written.
     """
+    for path in checkpoint.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to open it could block
+            raise ValueError(f"{path.name} is a pipe or a device")
     for path in _small_files(checkpoint):
         if path.name in ("_METADATA", "_CHECKPOINT_METADATA"):
             _json(path)
@@ -109,6 +112,8 @@ def seal(checkpoint: Path) -> None:
 
 def _json(path: Path) -> Any:
     """Reads a small file; raises ValueError where it is damaged or gone."""
+    if path.exists() and not path.is_file():  # to open a pipe could block
+        raise ValueError(f"{path.name} is not a file")
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, RecursionError) as error:

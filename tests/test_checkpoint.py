@@ -496,3 +496,11 @@ def test_a_name_that_cannot_be_is_told_before_anything_is_written(tmp_path, name
     with pytest.raises(UserError, match=message):
         Checkpoints(folder / "checkpoints")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "metrics/metrics", "d/0a1b", "digests.json"])
+def test_a_pipe_in_the_place_of_a_file_of_a_checkpoint_is_never_waited_for(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{Path(name).name} is a pipe or a device"):
+        seal.check_files(tmp_path)
