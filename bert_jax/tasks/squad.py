@@ -229,12 +229,8 @@ class Answering:
 
     def input_columns(self, example: Question) -> Mapping[str, str]:
         """See `tasks.base.Task`."""
-        return {
-            "id": example.id,
-            "title": example.group,
-            "question": example.question,
-            "context": example.context,
-        }
+        fields = {"id": "id", "title": "group", "question": "question", "context": "context"}
+        return {column: getattr(example, field) for column, field in fields.items()}
 
     def table(
         self,
@@ -249,8 +245,8 @@ class Answering:
         """
         for example, answer in zip(examples, predictions, strict=True):
             share = next((share for text, share, *_ in answer.n_best if text == answer.text), 0.0)
-            start, end = (answer.start, answer.end) if answer.text else (-1, -1)
-            values = answer.text, share, start, end, answer.null_odds
+            place = (answer.start, answer.end) if answer.text else (-1, -1)
+            values = answer.text, share, *place, answer.null_odds
             ours = dict(zip(self.predicted_columns, values, strict=True))
             yield {**self.input_columns(example), **ours}
 
