@@ -1,6 +1,8 @@
 """Draws of damaged inputs: which entry, which of its files, what is done to it, what comes of it.
 
-  python tests/damage_draws.py COUNT [SEED] [ENTRY]    # prints what was not refused in one line
+  python tests/damage_draws.py COUNT [SEED] [PARTS]    # prints what was not refused in one line
+
+PARTS: of the names of entries, between commas, as "score,use hf"; by default all entries.
 
 A worker process makes the draws one after the other; the process that started it sees when a draw
 hangs or ends the process, notes it, and starts another worker behind it.
@@ -75,7 +77,7 @@ def worker(bench: Path, seed: int, first: int, last: int, only: str) -> None:
     from damage import damage
     from damage_bench import entries, files_of
 
-    table = {name: entry for name, entry in entries().items() if only in name}
+    table = {n: entry for n, entry in entries().items() if any(o in n for o in only.split(","))}
     report = os.fdopen(os.dup(1), "w")
     sound: dict[str, str] = {}
     for number in range(first, last):
