@@ -23,7 +23,7 @@ _WAITING_SECONDS = 600.0
 _WORKING_SECONDS = 3600.0
 _LOOK_SECONDS = 1.0
 _WAITING = {"bert_jax.train", "bert_jax.sharding", "bert_jax.distributed"}  # modules
-_WORKING = {"bert_jax.checkpoint", "jax._src.compiler"}  # also when called from those
+_WORKING = {"bert_jax.checkpoint", "jax._src.compiler"}
 _STALLED = "bert_jax/stalled/"  # keys of JAX's key-value store: one for each process
 _ASKED_TO_STOP = "RECEIVED_PREEMPTION_NOTICE"  # where JAX's preemption service tells all of them
 _STOPPED = "\nstopped, with nothing to save; the same command goes on"
@@ -152,11 +152,12 @@ class _Watch:
 
 def _what_is_done(frame: FrameType | None) -> tuple[bool, str]:
     """Whether a thread works on its own rather than waits, and the place of ours that it is in."""
-    modules, place = set(), ""
+    works, place = None, ""
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        modules.add(name)
+        if works is None and name in _WAITING | _WORKING:  # the innermost decides
+            works = name in _WORKING
         if not place and (name.startswith("bert_jax") or name == "__main__"):
             place = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
         frame = frame.f_back
-    return bool(modules & _WORKING) or not modules & _WAITING, place
+    return works is not False, place
