@@ -29,13 +29,14 @@ from absl import flags
 from benchmarks.provenance import provenance
 from bert_jax import errors, plan, sharding, train
 from bert_jax.checkpoint import Checkpoints
+from bert_jax.flag_parsing import path_flag
 from bert_jax.main import build_objective
 from configs import pretrain
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the model, as in configs/pretrain.py.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "How often each is measured.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Steps beside a save; 0: as long as it takes, and two.")
-_FOLDER = flags.DEFINE_string("folder", None, "Where to write; default: the system's.")
+_FOLDER = path_flag("folder", "Where to write; default: the system's.")
 
 LENGTH = 16
 

@@ -25,13 +25,14 @@ from absl import flags
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.fresh_model import write_model
 from bert_jax import errors, finetune, memory, sharding, train
+from bert_jax.flag_parsing import path_flag
 from bert_jax.models.body import Body
 from configs import finetune as configs
 
 _TASK = flags.DEFINE_string("task", "mrpc", "Task, as in configs/finetune.py.")
-_DATA = flags.DEFINE_string("data", None, "Its folder, or tfds:NAME.", required=True)
+_DATA = path_flag("data", "Its folder, or tfds:NAME.", required=True)
 _SIZE = flags.DEFINE_string("size", "base", "Size of the models, as in configs/pretrain.py.")
-_VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt of a WordPiece tokenizer.", required=True)
+_VOCAB = path_flag("vocab", "vocab.txt of a WordPiece tokenizer.", required=True)
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a text; 0: the task's.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows of a step.", lower_bound=1)
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Of the training set; 0: all.")

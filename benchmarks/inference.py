@@ -21,10 +21,11 @@ from absl import flags
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.fresh_model import write_model
 from bert_jax import errors, inference, memory
+from bert_jax.flag_parsing import path_flag
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the models, as in configs/pretrain.py.")
-_VOCAB = flags.DEFINE_string("vocab", None, "vocab.txt of a WordPiece tokenizer.", required=True)
-_TEXTS = flags.DEFINE_string("texts", None, "File of texts, one a line.", required=True)
+_VOCAB = path_flag("vocab", "vocab.txt of a WordPiece tokenizer.", required=True)
+_TEXTS = path_flag("texts", "File of texts, one a line.", required=True)
 _COUNT = flags.DEFINE_integer("count", 1000, "Texts taken, from all over the file.", lower_bound=1)
 _TASK = flags.DEFINE_enum("task", "embed", ["embed", "classify"], "What is made of a text.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Precisions.")

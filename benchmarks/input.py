@@ -29,8 +29,9 @@ from bert_jax import errors
 from bert_jax.data.corpus import Split, index_path, open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
+from bert_jax.flag_parsing import path_flag
 
-_CORPUS = flags.DEFINE_string("corpus", None, "Folder that bert_jax.prepare wrote.")
+_CORPUS = path_flag("corpus", "Folder that bert_jax.prepare wrote.")
 _SENTENCES = flags.DEFINE_integer("sentences", 0, "Of an index made up, in place of a corpus.")
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Time for each measurement of the rate.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Worker processes; 0: threads.")

@@ -14,7 +14,10 @@ Map of the package, from the top down (imports go downwards only):
   weights            a model as one thing, wherever it comes from
   train              the one training loop; `goodput`: where its time went
   tasks              rows of four families: files -> features; outputs -> scores, official files
-  config, optim, sharding, distributed, checkpoint, metrics, workdir, memory, command_line
+  settings           what each field of a config may be (`fields`), and when it has an effect
+  command_line       flags of several entries; `flag_parsing`: help, and words that are no flags
+  progress, disk     how far long work is; what checkpoints of many runs take
+  config, optim, sharding, distributed, checkpoint, metrics, workdir, memory
   objectives         what is learnt: pure functions of (params, batch, key)
   models             layers, encoder, body of a task, heads, kernels for TPU
   data               text, tokenizer, corpus, instances by index, loader; buckets by length

@@ -1,16 +1,15 @@
 """Config files: their typed arguments, and from their fields to the objects of a run."""
 
 import dataclasses
-import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from bert_jax import run_format
-from bert_jax.errors import UserError
+from bert_jax import run_format, settings
+from bert_jax.errors import UserError, did_you_mean
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.models.layers import ACTIVATIONS
 
@@ -24,24 +23,6 @@ SIZES = {
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
-_LEAST = {
-    "steps": 1, "batch_size": 1, "accumulation": 1, "seq_length": 1, "short_phase.seq_length": 1,
-    "short_phase.batch_size": 0, "short_phase.learning_rate": 0, "short_phase.warmup_steps": 0,
-    "log_every": 1, "checkpoint_every": 1, "checkpoint_minutes": 0, "eval_instances": 1,
-    "keep_checkpoints": 1, "keep_every": 0, "workers": 0, "warmup_steps": 0,
-    "model.layers": 1, "model.width": 1, "model.heads": 1, "model.head_width": 0,
-    "model.feed_forward": 0, "model.max_positions": 1, "model.segment_types": 1,
-    "masking.max_predictions": 0, "masking.dupe_factor": 0,
-    "eval_every": 0, "max_length": 4, "train_examples": 0, "reinit_layers": 0, "bilstm": 0,
-    "bilstm_width": 2, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
-    "optimizer.clip_norm": 0,
-}  # fmt: skip
-_POSITIVE = ("epochs", "learning_rate", "model.init_stddev", "model.norm_epsilon")
-_SHARES = (
-    "short_phase.share", "short_seq_prob", "masking.rate", "masking.mask_share",
-    "masking.random_share", "model.hidden_dropout", "model.attention_dropout",
-    "dropout", "dev_share", "optimizer.beta1", "optimizer.beta2",
-)  # fmt: skip
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -56,13 +37,14 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     Raises:
       UserError: an unknown name, or a value that is not of the default's type.
     """
-    values = dict(defaults)
-    for item in filter(None, (arg or "").split(",")):
+    values, seen = dict(defaults), ""
+    for item in filter(None, map(str.strip, (arg or "").split(","))):
         name, given, text = item.partition("=")
         if name not in defaults:
-            raise UserError(
-                f"config argument {name!r} is unknown; known: {', '.join(defaults) or 'none'}"
-            )
+            raise UserError(_unknown_argument(item, seen, list(defaults)))
+        if f",{name}=" in f",{seen}":
+            raise UserError(f"config argument {name!r} is given twice")
+        seen += item + ("," if given else "=,")
         kind = type(defaults[name])
         try:
             if kind is bool:
@@ -78,6 +60,17 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
+def _unknown_argument(item: str, before: str, known: Sequence[str]) -> str:
+    """What is wrong with an argument that no config has. before: the arguments before it."""
+    name, given, _ = item.partition("=")
+    line = f"config argument {name!r} is unknown; known: {', '.join(known) or 'none'}"
+    last = before.strip(",").rpartition(",")[2]
+    if last and not given:
+        joined = f", several tasks are joined by +: {last}+{item}" if "tasks" in last else ""
+        return f"{line} (a comma ends the argument before it, {last!r}{joined})"
+    return line + did_you_mean(name, known)
+
+
 def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
     """`known[name]`, or a `UserError` that lists what is known."""
     if name not in known:
@@ -85,32 +78,21 @@ def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
     return known[name]
 
 
-def check_ranges(config: Any) -> None:
-    """Checks the numbers of a pre-training or fine-tuning config, before anything is written.
+def check_ranges(config: Any, chosen: Collection[str] = ()) -> None:
+    """Checks every field of a config, alone and with the others, before anything is written.
 
-    Raises: UserError, naming the first that cannot be.
+    chosen: names of fields that the user set to another value than the config file has.
+    Raises: UserError, naming a field that cannot be, or a chosen one that has no effect.
     """
-    flat = {
-        f"{section}.{name}" if section else name: value
-        for section, part in [("", config), *config.items()]
-        if hasattr(part, "items")
-        for name, value in part.items()
-    }
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
-    for name, least in _LEAST.items():
-        if not flat.get(name, least) >= least:  # nor nan
-            raise UserError(f"{name}={flat[name]} must be at least {least}")
-    for name in _POSITIVE:
-        if not 0 < flat.get(name, 1) < math.inf:
-            raise UserError(f"{name}={flat[name]:g} must be above 0 and finite")
-    for name in filter(flat.__contains__, _SHARES):
-        if not 0 <= flat[name] <= 1:
-            raise UserError(f"{name}={flat[name]} must lie between 0 and 1")
-        if name.endswith(("dropout", "beta1", "beta2")) and flat[name] == 1:
-            raise UserError(f"{name}=1 must be below 1")
-    if "masking.rate" in flat:
+    settings.check_values(config)
+    if "warmup_steps" in config and config.warmup_steps > 1 and config.warmup_steps % 1:
+        raise UserError(
+            f"warmup_steps={config.warmup_steps:g} is a number of steps from 1 on, so whole; below "
+            "1 it is a share of them"
+        )
+    if "masking" in config:
         _check_pretraining(config)
+    settings.check_effects([config], chosen)
 
 
 def _check_pretraining(config: Any) -> None:
@@ -120,8 +102,6 @@ def _check_pretraining(config: Any) -> None:
         raise UserError("nsp=true needs pairs=true and model.causal=false")
     if config.pairs and config.model.segment_types < 2:
         raise UserError("pairs=true needs model.segment_types=2")
-    if config.eval_every < 1:
-        raise UserError(f"eval_every={config.eval_every} must be at least 1")
     longest = config.seq_length
     if config.short_phase.share:
         longest = max(longest, config.short_phase.seq_length)
@@ -178,7 +158,7 @@ def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> Enc
       name that is missing in the section, or that this version does not know.
     """
     _check_names(model)
-    choose("model.activation", model["activation"], ACTIVATIONS)
+    choose("model.activation", model["activation"], ACTIVATIONS)  # of models from elsewhere
     if dtype == "auto":
         dtype = "bfloat16" if _computes_in_bfloat16(jax.devices()[0]) else "float32"
     if dtype not in ("float32", "bfloat16"):

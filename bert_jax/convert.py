@@ -18,6 +18,7 @@ from absl import flags
 
 from bert_jax import errors, hugging_face, tf1
 from bert_jax.errors import UserError
+from bert_jax.flag_parsing import path_flag
 from bert_jax.models.layers import ACTIVATIONS
 from bert_jax.outputs import check_folder
 from bert_jax.weights import Pretrained, add_tokens, open_model, read_tokens, save_model
@@ -30,9 +31,9 @@ _WRITERS: dict[str, Callable[[str, Pretrained], Sequence[str] | None]] = {
 }
 _FROM = flags.DEFINE_enum("from", "run", list(_READERS), "What --src is; run: a work directory.")
 _TO = flags.DEFINE_enum("to", "run", list(_WRITERS), "What --dst becomes.")
-_SRC = flags.DEFINE_string("src", None, "Folder to read.")
-_DST = flags.DEFINE_string("dst", None, "Folder to write; new, or empty.")
-_ADD_TOKENS = flags.DEFINE_string("add_tokens", None, "File of new tokens, one a line.")
+_SRC = path_flag("src", "Folder to read.")
+_DST = path_flag("dst", "Folder to write; new, or empty.")
+_ADD_TOKENS = path_flag("add_tokens", "File of new tokens, one a line.")
 _ACTIVATION = flags.DEFINE_enum(
     "activation", None, list(ACTIVATIONS), "The activation it was trained with, if src is wrong."
 )

@@ -1,15 +1,18 @@
 """Errors meant for people, and the wrapper that every command-line entry runs in."""
 
 import contextlib
+import difflib
 import errno
 import functools
 import io
 import multiprocessing
 import os
 import re
+import select
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from logging import getLogger
 from typing import NoReturn
 
@@ -24,6 +27,12 @@ _in_command = False  # whether `run` runs an entry
 
 class UserError(Exception):
     """A mistake in what the user gave: one line saying what, where and what to do about it."""
+
+    def __str__(self) -> str:
+        """The line, in which line ends and other control characters of names are escaped."""
+        return re.sub(
+            r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda c: ascii(c[0])[1:-1], super().__str__()
+        )
 
 
 class Stopped(Exception):
@@ -46,7 +55,10 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show ends no run
             stream.reconfigure(errors="backslashreplace")
-    for flag in vars(sys.modules[main.__module__]).values():
+    from bert_jax.flag_parsing import parse_flags  # which needs UserError
+
+    module = sys.modules[main.__module__]
+    for flag in vars(module).values():
         if isinstance(flag, flags.FlagHolder):  # --help lists what the entry uses
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     # Progress of the libraries is not for users, and their errors reach us as exceptions.
@@ -59,8 +71,10 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     try:
         app.run(
-            lambda argv: main(argv[1:]) if arguments else main(),
-            flags_parser=functools.partial(_parse_flags, arguments=arguments),
+            functools.partial(_call, main, arguments),
+            flags_parser=functools.partial(
+                parse_flags, arguments=arguments, about=module.__doc__ or ""
+            ),
         )
     except KeyboardInterrupt as interrupt:
         end(str(interrupt) or "interrupted", 130)
@@ -68,6 +82,8 @@ def run(main: Callable[..., None], arguments: bool = False) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(RESTART_CODE)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and silence_closed():
+            end("", 128 + signal.SIGPIPE)  # as any program ends behind `| head`
         end(*outcome(error))
 
 
@@ -169,6 +185,11 @@ def _errno(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
+def _call(main: Callable[..., None], arguments: bool, argv: Sequence[str]) -> None:
+    main(argv[1:]) if arguments else main()
+    sys.stdout.flush()  # here, where an error is told
+
+
 def _raised_in(error: BaseException, module: str) -> bool:
     """Whether a module itself raised it."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -177,8 +198,9 @@ def _raised_in(error: BaseException, module: str) -> bool:
 
 def end(message: str, code: int) -> NoReturn:
     """Ends the process, from whichever thread, whatever its other threads are at."""
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        print(message, file=sys.stderr, flush=True)
+    if message:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(message, file=sys.stderr, flush=True)
     if "jax" in sys.modules:
         # A decent exit waits: for other processes, which may wait for this one, and for threads of
         # Orbax, which wait minutes for what could not be written.
@@ -191,33 +213,25 @@ def end(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _parse_flags(argv: Sequence[str], arguments: bool) -> list[str]:
-    """Parses the flags; a wrong name, type or value of one is a `UserError`."""
-    if any(arg.startswith("--config.") for arg in argv) and not any(
-        arg == "--config" or arg.startswith("--config=") for arg in argv
-    ):
-        raise UserError("--config=FILE is needed, before any --config.NAME=value")
-    for arg in argv:
-        if re.search("[\ud800-\udfff]", arg):
-            raise UserError(f"{arg!a} is not UTF-8, as the files that keep it are; rename it")
-        if re.match(r"--[\w.]+=(gs|s3|hdfs)://", arg):
-            raise UserError(f"{arg}: mount the bucket, and give its folder (launch/README.md)")
-    try:
-        rest = flags.FLAGS(argv)
-    except UserError:
-        raise
-    # ml_collections reports a wrong override as a plain Python error of several kinds.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        cause: BaseException = error
-        while cause.args and isinstance(cause.args[0], BaseException):
-            cause = cause.args[0]  # ml_collections wraps the one that speaks
-        message = str(cause.args[0] if cause.args else cause)
-        if isinstance(cause, KeyError) and message.startswith("'"):  # a name, perhaps with a hint
-            name, _, hint = message.partition("\n")
-            hint = hint or "The file of --config lists them"
-            raise UserError(f"there is no setting {name} in the config. {hint}") from error
-        message = " ".join(message.split())
-        raise UserError(f"{message} (--help lists the flags)") from error
-    if len(rest) > 1 and not arguments:
-        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    return rest
+def did_you_mean(name: str, known: Collection[str], prefix: str = "") -> str:
+    """`. Did you mean "X"?` with known names that end as this one does, or are like it; or ""."""
+    end = name.rpartition(".")[2]
+    same = [other for other in known if other.rpartition(".")[2] == end]
+    close = same or difflib.get_close_matches(name, known, 2, 0.7)
+    guesses = " or ".join(f'"{prefix}{other}"' for other in close[:3])
+    return f". Did you mean {guesses}?" if guesses else ""
+
+
+def silence_closed() -> bool:
+    """Sends to nowhere what is still written to a stream that nobody reads, as behind `| head`.
+
+    Returns: whether there is such a stream.
+    """
+    found = False
+    for stream in (sys.stdout, sys.stderr):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            found = True
+    return found

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from bert_jax import errors, memory
 from bert_jax.command_line import OUTPUT
@@ -32,8 +31,10 @@ from bert_jax.data.opened import read_lines
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.files import written_whole
+from bert_jax.flag_parsing import path_flag
 from bert_jax.inference import Model, load
 from bert_jax.outputs import check_output
+from bert_jax.progress import Progress
 from bert_jax.tasks.squad_windows import Pieces, windows
 
 LEVELS = ("pieces", "words", "text")
@@ -41,8 +42,8 @@ _CHUNK = 1024  # texts at a time: bounds the memory, whatever the file
 _LONGEST_TOKEN = 100
 _ARRAYS = ("layers", "offsets", "tokens", "vectors")
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, Hugging Face or TF1 folder.")
-_INPUT = flags.DEFINE_string("input", None, "Text file, a text a line.")
+_CHECKPOINT = path_flag("checkpoint", "A run, Hugging Face or TF1 folder.")
+_INPUT = path_flag("input", "Text file, a text a line.")
 _LAYERS = flags.DEFINE_list("layers", "-1", "Hidden states: 0 (embeddings) .. L, or from -1 back.")
 _LEVEL = flags.DEFINE_enum("level", "pieces", LEVELS, "What has a vector.")
 _MAX_LENGTH = flags.DEFINE_integer(
@@ -114,7 +115,7 @@ def write_features(
                     np.lib.format.write_array(entry, array, allow_pickle=False)
             with (
                 file.open("vectors.npy", "w", force_zip64=True) as entry,
-                tqdm(total=len(counts), unit="text", dynamic_ncols=True) as progress,
+                Progress(len(counts), "text") as progress,
             ):
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(entry, header)

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from bert_jax import (
     weights,
 )
 from bert_jax.checkpoint import has_checkpoint, load_params
-from bert_jax.command_line import CONFIG, OUTPUT, WORKDIR, given
+from bert_jax.command_line import CONFIG, OUTPUT, WORKDIR, changed, given
 from bert_jax.compile_cache import keep_programs
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.data import buckets
@@ -46,6 +46,7 @@ from bert_jax.finetune_start import as_begun, initial_params, open_initial, read
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
 from bert_jax.outputs import check_folder, check_output
+from bert_jax.settings import never_reached
 from bert_jax.task_report import Examples, write_results, write_task
 from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
 from bert_jax.workdir import alone_in, check_same, format_of, prepare_workdir
@@ -67,17 +68,16 @@ def main() -> None:
     memory.keep_freed_memory()
     distributed.initialize()
     keep_programs()
-    config, workdir, chosen = CONFIG.value, Path(WORKDIR.value), given()
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
     output = Path(OUTPUT.value) if OUTPUT.value else None
     if output and config.mode == "train":
         raise errors.UserError("--output has no effect in training: it is for mode=predict or eval")
-    tasks.check_custom(config.task, config.custom.family, chosen)
     if not output:
         check_folder(workdir)
     if config.mode == "train":
-        finetune(config, workdir)
+        finetune(config, workdir, changed())
     else:
-        apply_model(config, workdir, chosen, output)
+        apply_model(config, workdir, given(), output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +93,14 @@ class Inputs:
     phase: train.Phase
 
 
-def read_inputs(config: Any, workdir: Path | None = None) -> Inputs:
+def read_inputs(config: Any, workdir: Path | None = None, chosen: Collection[str] = ()) -> Inputs:
     """Reads all of it, so that what is wrong with a file is told before any training.
 
     workdir: of a run that may have begun already, and then goes on with its own task.
+    chosen: names of fields that the user set.
     Raises: UserError: for everything in the settings and files that prevents the fine-tuning.
     """
-    check_ranges(config)
+    check_ranges(config, chosen)
     task, examples = read_examples(config)
     if workdir and (workdir / "config.json").exists():
         task = as_begun(task, workdir)
@@ -116,6 +117,10 @@ def read_inputs(config: Any, workdir: Path | None = None) -> Inputs:
     if not features["train"]:
         raise errors.UserError("nothing of the training examples can be learnt from")
     steps = max(1, int(len(features["train"]) / config.batch_size * config.epochs))
+    if steps >= 2**31:
+        raise errors.UserError(
+            f"epochs={config.epochs:g} makes {steps:.1e} steps, which is too many"
+        )
     if not (widths := recorded_widths(config, workdir)):
         lengths = np.array([one.arrays["tokens"].shape[-1] for one in features["train"]])
         widths = buckets.training_widths(lengths, config.batch_size, steps, config.max_length)
@@ -123,9 +128,12 @@ def read_inputs(config: Any, workdir: Path | None = None) -> Inputs:
     return Inputs(task, examples, features, model, encoder, widths, phase)
 
 
-def finetune(config: Any, workdir: Path) -> dict[str, Any]:
-    """Trains, evaluates and predicts; returns what is in `results.json`."""
-    inputs = read_inputs(config, workdir)
+def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[str, Any]:
+    """Trains, evaluates and predicts; returns what is in `results.json`.
+
+    chosen: names of fields that the user set.
+    """
+    inputs = read_inputs(config, workdir, chosen)
     task, examples, features, phase = inputs.task, inputs.examples, inputs.features, inputs.phase
     model, tokenizer, widths = inputs.model, inputs.model.tokenizer, inputs.widths
     first = [inputs.features["train"][0].arrays]
@@ -156,6 +164,8 @@ def finetune(config: Any, workdir: Path) -> dict[str, Any]:
     if _is_finished(workdir, phase.stop):
         _say_finished(workdir)
         return _results(workdir)
+    for line in never_reached(config, phase.stop, chosen):
+        distributed.say(line)
     predict = trainer.jit(objective.predict)
 
     def predictions(params: Any, split: str) -> list[Any]:
@@ -257,7 +267,7 @@ def apply_model(
     Raises: UserError: it holds no model of this task; the data has no such split; a chosen field
       that has no effect here is not as it was in training; `output` cannot be written.
     """
-    check_ranges(config)
+    check_ranges(config, {"task", "custom.family"}.intersection(chosen or ()))
     for name in ("task.json", "config.json"):
         if not (workdir / name).exists():
             raise errors.UserError(f"{workdir} holds no fine-tuned model (it has no {name})")

@@ -1,6 +1,7 @@
 """What a fine-tuning starts from: its examples, and the model of `init_from` with a new head."""
 
 import dataclasses
+import filecmp
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,12 @@ def read_splits(task: Task, config: Any) -> Examples:
             f"{where} has no train split of {task.name}; --config.train=FILE"
             f"{missed.get('train', '')}"
         )
+    _check_apart(source.found)
+    if config.train_examples > len(examples["train"]):
+        distributed.say(
+            f"note: train_examples={config.train_examples}, but there are only "
+            f"{len(examples['train']):,}"
+        )
     if config.train_examples:
         examples["train"] = examples["train"][: config.train_examples]
     if "dev" in examples:
@@ -72,6 +79,26 @@ def read_splits(task: Task, config: Any) -> Examples:
             )
         examples["train"], examples["dev"] = hold_out(examples["train"], config.dev_share)
     return examples
+
+
+def _check_apart(files: Mapping[str, Path]) -> None:
+    """Checks that nothing is scored on the examples that it was trained on.
+
+    files: of each split that is a file. Raises: UserError: a dev split is the train split's file.
+    """
+    if "train" not in files:  # it is of TFDS
+        return
+    train = files["train"]
+    for split, file in files.items():
+        if split == "train":
+            continue
+        if train.samefile(file) and split.startswith("dev"):
+            raise errors.UserError(
+                f"the {split} file {file} is the train file, so scores would be of what was "
+                "learnt; --config.dev_share=0.1 without a dev file holds examples out"
+            )
+        if filecmp.cmp(train, file, shallow=False):
+            distributed.say(f"note: the {split} file {file} holds the same as the train file")
 
 
 def as_begun(task: Task, workdir: Path) -> Task:

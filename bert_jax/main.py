@@ -9,7 +9,7 @@ order: the newest checkpoint of the work directory, `init_from`, scratch.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from bert_jax import distributed, errors, memory, sharding, train
 from bert_jax.checkpoint import has_checkpoint
-from bert_jax.command_line import CONFIG, WORKDIR
+from bert_jax.command_line import CONFIG, WORKDIR, changed
 from bert_jax.compile_cache import keep_programs
 from bert_jax.config import Stretch, check_ranges, encoder_config, stretches
 from bert_jax.data.corpus import Corpus, open_corpus
@@ -54,16 +54,17 @@ def main() -> None:
     memory.keep_freed_memory()
     distributed.initialize()
     keep_programs()
-    pretrain(CONFIG.value, check_folder(Path(WORKDIR.value)))
+    pretrain(CONFIG.value, check_folder(Path(WORKDIR.value)), changed())
 
 
-def pretrain(config: Any, workdir: Path) -> None:
+def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
     """Trains to the end and reports, from wherever the work directory is.
 
+    chosen: names of fields that the user set.
     Raises: UserError: a setting, the corpus, `init_from` or what lies in `workdir` does not fit;
       else as `train.run`.
     """
-    check_ranges(config)
+    check_ranges(config, chosen)
     if not config.corpus:
         raise UserError("--config.corpus=FOLDER is needed")
     corpus = open_corpus(config.corpus)
@@ -89,6 +90,9 @@ def pretrain(config: Any, workdir: Path) -> None:
     if config.log_instances:
         path = workdir / f"instances-{jax.process_index()}.jsonl"
         phases = [dataclasses.replace(p, batches=_logged(p.batches, path)) for p in phases]
+    for line in never_reached(config, config.steps, chosen):
+        distributed.say(line)
+    distributed.say(passes(phases))
     with alone_in(workdir):
         state, held_out = train.run(trainer, phases, schedule, workdir, initial)
     params = sharding.to_host(state["params"])
@@ -164,7 +168,21 @@ def _phase(
             train_batches, instances, size, workers=config.workers, rows=rows
         ),
         evaluation=functools.partial(held_out_batches, config, corpus, seq_length, size, rows),
+        per_pass=lambda: instances.per_pass,
     )
+
+
+def passes(phases: Sequence[train.Phase]) -> str:
+    """How often a run goes over its corpus, as `10,000 steps of 16 sequences: 3.2 passes ...`."""
+    parts = []
+    total = 0.0
+    for phase in phases:
+        steps = phase.stop - phase.start
+        length = f" of {phase.seq_length} tokens" if len(phases) > 1 else ""
+        parts.append(f"{steps:,} steps of {phase.batch_size:,} sequences{length}")
+        total += steps * phase.batch_size / (phase.per_pass() if phase.per_pass else 1)
+    shown = f"{total:.1f}" if total < 10 else f"{total:,.0f}"
+    return f"{', then '.join(parts)}: {shown} passes over the corpus"
 
 
 def held_out_batches(

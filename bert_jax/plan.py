@@ -39,7 +39,7 @@ import numpy as np
 from absl import flags
 
 from bert_jax import errors, sharding, tpu, train
-from bert_jax.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY
+from bert_jax.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY, changed
 from bert_jax.config import check_ranges, stretches
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.instances import empty_batch
@@ -66,7 +66,9 @@ def main() -> None:
     if "masking" not in config:
         raise UserError("only pre-training is planned: --config=configs/pretrain.py")
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free
-    check_ranges(config)
+    check_ranges(config, changed())
+    if config.corpus and flags.FLAGS["vocab_size"].present:
+        raise UserError("--vocab_size has no effect with corpus, which has its own vocabulary")
     if config.dtype == "auto":
         config.dtype = "bfloat16"
     target = tpu.open_slice(TOPOLOGY.value, SLICES.value)

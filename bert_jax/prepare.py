@@ -12,13 +12,15 @@ from pathlib import Path
 from absl import flags
 
 from bert_jax import errors
-from bert_jax.command_line import CONFIG
+from bert_jax.command_line import CONFIG, changed
+from bert_jax.config import check_ranges
 from bert_jax.data.beam import Beam
 from bert_jax.data.build import prepare
 from bert_jax.errors import UserError
+from bert_jax.flag_parsing import path_flag
 from bert_jax.outputs import check_folder
 
-_OUT = flags.DEFINE_string("out", None, "Folder of the corpus to make.")
+_OUT = path_flag("out", "Folder of the corpus to make.")
 _RUNNER = flags.DEFINE_string(
     "runner",
     None,
@@ -37,6 +39,9 @@ def main() -> None:
         raise UserError("give --config=configs/prepare.py and --out=FOLDER")
     if _BEAM_OPTIONS.value and not _RUNNER.value:
         raise UserError("--beam_options needs --runner")
+    check_ranges(CONFIG.value, changed())
+    if _RUNNER.value and "workers" in changed():
+        raise UserError("workers has no effect with --runner: its own options say how many")
     beam = Beam(_RUNNER.value, _BEAM_OPTIONS.value) if _RUNNER.value else None
     try:
         prepare(CONFIG.value, check_folder(Path(_OUT.value), "--out"), beam=beam)

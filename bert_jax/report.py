@@ -1,6 +1,7 @@
 """What a pre-training run leaves for people: report.json, report.md, curves.png, a table."""
 
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ def write_report(
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+    if warning := no_better(objective.name, held_out, report["baseline"]):
+        report["warning"] = warning
+        print(f"warning: {warning}", file=sys.stderr)
     if isinstance(objective, MaskedLM):
         report["fill_mask"] = fill_mask_examples(corpus, objective, params)
     markdown = as_markdown(report)
@@ -88,6 +92,18 @@ def baselines(
         share = random_next / max(pairs, 1)
         result["nsp_accuracy"] = max(share, 1 - share)
     return result
+
+
+def no_better(name: str, held_out: Mapping[str, float], baseline: Mapping[str, float]) -> str:
+    """What to say of a model that predicts tokens no better than their frequencies do; else ""."""
+    loss, unigram = held_out[f"{name}_loss"], baseline[f"{name}_loss"]
+    if loss < unigram:  # nor nan
+        return ""
+    return (
+        f"the held-out loss {loss:.3f} is no better than {unigram:.3f}, that of the tokens' "
+        "frequencies alone: the model has learnt nothing of use yet; train for more steps, or with "
+        "another learning_rate or a longer warm-up"
+    )
 
 
 def fill_mask_examples(
@@ -163,6 +179,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         for title, form, what in rows
         if (name := title.lower().replace(" ", "_")) in held_out
     ]
+    if "warning" in report:
+        text += ["", f"**Warning**: {report['warning']}."]
     mfu = f", MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
     text += [
         "",

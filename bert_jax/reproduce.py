@@ -18,14 +18,13 @@ import functools
 import io
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
-from bert_jax import distributed, errors, finetune, memory, plan, schemas, tpu, weights
+from bert_jax import disk, distributed, errors, finetune, memory, plan, schemas, tpu, weights
 from bert_jax import main as pretraining
 from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, given
 from bert_jax.compile_cache import keep_programs
@@ -46,8 +45,10 @@ from bert_jax.paper import (
     get_table,
     size_name,
 )  # fmt: skip
+from bert_jax.progress import Progress
 from bert_jax.reproduce_report import Cell, Result, write_table
-from bert_jax.tasks import TASKS, check_custom, family
+from bert_jax.settings import check_effects, check_values
+from bert_jax.tasks import TASKS, family
 from bert_jax.workdir import check_same, claimed
 
 # Folders of GLUE's archive.
@@ -114,6 +115,8 @@ def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell
             if "pretraining" in job.folder.parts[-2:]:
                 pretraining.check_corpus(job.folder, Path(job.config.corpus))
     check_settings(config, todo)
+    if needed := disk_needed(config, todo):
+        distributed.say(disk.told(needed, out))
     work(todo)
     if distributed.is_main():
         write_table(folder, table, cells, perplexities(config, table, out), left_out)
@@ -128,10 +131,13 @@ def check_chosen(config: Any, chosen: Collection[str]) -> None:
     What makes a row what it is (`bilstm`, `features` and their rates) does so in that row alone.
     Raises: UserError, naming the field.
     """
-    for name in ("table", "scale"):
-        if name in chosen:  # much else comes with it
-            raise UserError(f"{name} is given after the colon: configs/reproduce.py:{name}=...")
     choose("grid", config.grid, GRIDS)
+    check_effects([config], [name for name in chosen if "." not in name])
+    on_glue = sorted(_GLUE.keys() & config.finetuning.keys())
+    for name in ("grid", "glue"):
+        if name in chosen and not on_glue:
+            raise UserError(f"{name} has no effect: none of the tasks is of GLUE")
+    rows = get_table(config.table, config.scale).rows
     for task, one in config.finetuning.items():
         prefix = f"finetuning.{task}."
         mine = [name.removeprefix(prefix) for name in chosen if name.startswith(prefix)]
@@ -139,8 +145,31 @@ def check_chosen(config: Any, chosen: Collection[str]) -> None:
             if name in _OF_THE_TABLE:
                 raise UserError(f"--config.{prefix}{name} has no effect: {_OF_THE_TABLE[name]}")
         with _told_of(task):
-            check_custom(task, one.custom.family, mine)
+            all_columns = columns(config.table, task, family(TASKS[task]) == "tagging")
+            variants = [
+                changed(one, {**row.finetuning, **column.finetuning})
+                for row in rows
+                for column in all_columns
+            ]
+            check_effects(variants, mine)
             check_grid(_grid(config, task), one, mine, "grid")
+    mine = [name.partition(".")[2] for name in chosen if name.startswith("pretraining.")]
+    for name in mine:
+        if starts_from_checkpoint(config):
+            why = "the table is of --config.checkpoint"
+        elif name == "keep_every":
+            why = "the table keeps the checkpoints that it needs"
+        else:
+            continue
+        raise UserError(f"--config.pretraining.{name} has no effect: {why}")
+    check_effects([pretraining_config(config, row.pretraining) for row in rows], mine)
+
+
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a fine-tuning's config with some of its fields set."""
+    one = config.copy_and_resolve_references()
+    one.update(changes)
+    return one
 
 
 @contextlib.contextmanager
@@ -158,8 +187,7 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
 
     Raises: UserError: no task has, or something that the table starts from is not given.
     """
-    if config.seeds < 1:
-        raise UserError(f"seeds={config.seeds} must be at least 1")
+    check_values(config)
     found, left_out = [], []
     for task, one in config.finetuning.items():
         in_glue = not (one.data or one.train) and config.glue and task in _GLUE
@@ -218,8 +246,53 @@ def pretraining_config(config: Any, name: str) -> Any:
         one.model.layers, one.model.width, one.model.heads = sizes[name]
     else:
         one.update_from_flattened_dict(dict(PRETRAININGS[name]))
-    one.keep_every = max(one.steps // 10, 1)  # along the way, for figure 5
+    one.keep_every = max(one.steps // 10, 1) if shares_of(name, config.scale) else 0
     return one
+
+
+def shares_of(name: str, scale: str) -> set[float]:
+    """The shares of a pre-training's steps whose checkpoints figure 5 fine-tunes."""
+    rows = get_table("figure5", scale).rows
+    return {row.share for row in rows if row.pretraining == name and row.share < 1}
+
+
+def kept_steps(config: Any, name: str, scale: str) -> set[int]:
+    """The steps of those checkpoints. config: of the pre-training."""
+    every = config.keep_every
+    return {round(share * config.steps / every) * every for share in shares_of(name, scale)}
+
+
+def pretrain(config: Any, folder: Path, kept: Collection[int]) -> None:
+    """Pre-trains; of the checkpoints the newest and those of the kept steps stay."""
+    pretraining.pretrain(config, folder)
+    if distributed.is_main():
+        found = {int(path.name): path for path in (folder / "checkpoints").glob("[0-9]*")}
+        for step in found.keys() - {max(found, default=0), *kept}:
+            shutil.rmtree(found[step])
+    distributed.wait_for_all("checkpoints that nothing needs are gone")
+
+
+def disk_needed(config: Any, todo: Sequence[Job]) -> int:
+    """Bytes of checkpoints that the jobs that are left need at most, about."""
+    left = [job for job in todo if not job.result.exists()]
+    pretrainings = [job for job in left if "model" in job.config]
+    vocab_size, stay, passing = 0, 0, [0]
+    if config.pretraining.corpus:
+        vocab_size = open_corpus(config.pretraining.corpus).tokenizer.vocab_size
+    for job in pretrainings:
+        size = disk.checkpoint_bytes(job.config.model, vocab_size)
+        kept = kept_steps(job.config, job.folder.name, config.scale)
+        stay += size * (1 + len(kept))
+        # While it runs: all of `keep_every`, the newest, the best, and the one being written.
+        along = job.config.steps // job.config.keep_every if kept else 0
+        passing.append(size * (along + job.config.keep_checkpoints + 1 - len(kept)))
+    sizes = [disk.checkpoint_bytes(job.config.model, vocab_size) for job in pretrainings]
+    if starts_from_checkpoint(config):
+        model = weights.open_model(config.checkpoint)
+        sizes.append(disk.checkpoint_bytes(model.model, model.tokenizer.vocab_size))
+    tunings = [job.config.keep_checkpoints + 2 for job in left if "task" in job.config]
+    passing += [max(tunings, default=0) * max(sizes, default=0)]
+    return stay + max(passing)
 
 
 def check_settings(config: Any, todo: Sequence[Job]) -> None:
@@ -275,20 +348,20 @@ def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Jo
     by_length = sorted(made.items(), key=lambda m: -m[1].model.layers * m[1].model.width ** 2)
     for name, one in () if given else by_length:
         folder = out / "pretraining" / name
-        run = functools.partial(pretraining.pretrain, one, folder)
+        run = functools.partial(pretrain, one, folder, kept_steps(one, name, config.scale))
         found[folder] = Job(folder, folder / "report.json", run, None, one, pretraining.MAY_CHANGE)
     for cell in cells:
         folder = out / "pretraining" / cell.row.pretraining
         start = Path(config.checkpoint) if given else folder
         if cell.row.share < 1:
-            one = pretraining_config(config, cell.row.pretraining)
-            kept = round(cell.row.share * one.steps / one.keep_every) * one.keep_every
+            every = made[cell.row.pretraining].keep_every
+            kept = round(cell.row.share * made[cell.row.pretraining].steps / every) * every
             start = folder / "checkpoints" / str(kept)
         for point in points(config, cell.row, cell.column):
             for result in cell.runs[name_of(point)]:
-                one = config.finetuning[cell.column.task].copy_and_resolve_references()
                 changes = {**point, **cell.row.finetuning, **cell.column.finetuning}
-                one.update({**changes, "seed": result.seed, "init_from": str(start)})
+                changes |= {"seed": result.seed, "init_from": str(start)}
+                one = changed(config.finetuning[cell.column.task], changes)
                 needs = None if given else folder / "report.json"
                 run = functools.partial(finetune_quietly, one, result.folder)
                 # Which model a run began from matters where the folders do not say it.
@@ -314,11 +387,10 @@ def finetune_quietly(config: Any, folder: Path) -> None:
 
 def work(todo: Sequence[Job]) -> None:
     """Runs the jobs that are not done, leaving those to others that others are at."""
-    silent = not distributed.is_main()
-    with tqdm(total=len(todo), unit="run", dynamic_ncols=True, disable=silent) as progress:
+    with Progress(len(todo), "run", quiet=not distributed.is_main()) as progress:
         while True:
             done = distributed.from_main([job.result.exists() for job in todo])
-            progress.update(sum(done) - progress.n)
+            progress.update(sum(done) - progress.done)
             if all(done):
                 return
             results = {job.result for job, is_done in zip(todo, done, strict=True) if is_done}
@@ -327,7 +399,7 @@ def work(todo: Sequence[Job]) -> None:
                     continue
                 with claimed(job.folder.with_name(job.folder.name + ".lock")) as mine:
                     if mine and distributed.from_main(not job.result.exists()):
-                        progress.set_postfix_str("/".join(job.folder.parts[-3:]))
+                        progress.show(now="/".join(job.folder.parts[-3:]))
                         job.run()
                         break  # look again what is done
             else:

@@ -8,15 +8,14 @@ Prediction files are those that fine-tuning writes, or the official scorers read
 import json
 from pathlib import Path
 
-from absl import flags
-
 from bert_jax import errors, tasks
 from bert_jax.files import plain, read_json
+from bert_jax.flag_parsing import path_flag
 from bert_jax.tasks.base import Source
 
-_TASK = flags.DEFINE_string("task", None, "A task's name, or the task.json of a fine-tuned model.")
-_GOLD = flags.DEFINE_string("gold", None, "The official file with the right answers.")
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "The file with the predictions.")
+_TASK = path_flag("task", "A task's name, or the task.json of a fine-tuned model.")
+_GOLD = path_flag("gold", "The official file with the right answers.")
+_PREDICTIONS = path_flag("predictions", "The file with the predictions.")
 
 
 def main() -> None:

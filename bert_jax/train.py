@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from bert_jax import accumulate, distributed, goodput, keys, memory, optim, run_format, sharding
 from bert_jax import metrics as metrics_lib
 from bert_jax.checkpoint import Checkpoints, has_checkpoint
 from bert_jax.errors import Stopped, UserError
 from bert_jax.objectives.base import Batch, Mean, Objective
+from bert_jax.progress import Progress
 from bert_jax.run_format import FORMAT
 
 Evaluate = Callable[[Any, "Phase"], dict[str, float]]
@@ -47,6 +46,7 @@ class Phase:
     flops: Callable[[Batch], float]  # of the model in one step, forward and backward, analytic
     batches: Callable[[int, int], Iterator[Mapping[str, np.ndarray]]]  # (from step, to step)
     evaluation: Callable[[], Iterable[Mapping[str, np.ndarray]]]  # the held-out set
+    per_pass: Callable[[], int] | None = None  # rows of one pass over the data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,9 +319,7 @@ def run(
     log = metrics_lib.MetricsLog(workdir, step)
     clock = _Clock()
     speaks = distributed.is_main()
-    progress = tqdm(
-        total=schedule.steps, initial=step, unit="step", dynamic_ncols=True, disable=not speaks
-    )
+    progress = Progress(schedule.steps, "step", done=step, quiet=not speaks)
     held_out: dict[str, float] = {}
     timer = _SaveTimer(schedule.checkpoint_minutes, step)
     in_flight = sharding.InFlight(2)  # a step needs the one before, so they cannot mix
@@ -355,7 +353,7 @@ def run(
                     score = sign * held_out[schedule.best]
                 log.write(step, "held_out", held_out, {"seconds": clock.paused})
                 if speaks:
-                    progress.write(_line(step, "held out", held_out), file=sys.stderr)
+                    progress.say(_line(step, "held out", held_out))
             if saves:
                 with ledger.spending("checkpoints"):
                     checkpoints.save(step, state, score)
@@ -377,12 +375,12 @@ def run(
 
 
 @contextlib.contextmanager
-def _compiling(progress: tqdm) -> Iterator[None]:
+def _compiling(progress: Progress) -> Iterator[None]:
     """Has the bar say that the program is being compiled, which takes longer than many steps."""
-    before = progress.postfix or ""
-    progress.set_postfix_str("compiling")
+    before = progress.values
+    progress.show(now="compiling")
     yield
-    progress.set_postfix_str(before)
+    progress.show(**before)
 
 
 def held_out_means(trainer: Trainer, params: Any, phase: Phase) -> dict[str, float]:
@@ -425,17 +423,21 @@ def _check_finite(state: State, phases: list[Phase], checkpoints: Checkpoints) -
 
 def _log_training(
     trainer: Trainer, state: State, step: int, log: metrics_lib.MetricsLog, clock: "_Clock",
-    progress: tqdm,
+    progress: Progress,
 ) -> State:  # fmt: skip
     """Writes the means since the last log, and returns the state with an empty window."""
     values = metrics_lib.values(state["window"])
     values["learning_rate"] = float(trainer.learning_rate(step - 1))
     speed = clock.lap()
     log.write(step, "train", values, speed)
-    shown = {"loss": f"{values['loss']:.3f}", "tok/s": f"{speed['tokens_per_second']:,.0f}"}
+    shown = {
+        "loss": f"{values['loss']:.3f}",
+        "rate": f"{values['learning_rate']:.2g}",
+        "tok/s": f"{speed['tokens_per_second']:,.0f}",
+    }
     if "mfu" in speed:
         shown["mfu"] = f"{speed['mfu']:.1%}"
-    progress.set_postfix(shown)
+    progress.show(**shown)
     return state | {"window": trainer.empty_window()}
 
 

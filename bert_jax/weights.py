@@ -67,7 +67,7 @@ def open_model(path: str | Path) -> Pretrained:
     """
     from bert_jax import hugging_face, tf1  # late: they make a Pretrained
 
-    path, step = Path(path), -1
+    path, step = Path(path).expanduser(), -1
     if path.name.isdigit() and path.parent.name == "checkpoints":
         path, step = path.parents[1], int(path.name)
     kind = _kind_of(path)

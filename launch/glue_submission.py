@@ -11,13 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import flags
-
 from bert_jax import errors
 from bert_jax.errors import UserError
+from bert_jax.flag_parsing import path_flag
 from bert_jax.tasks.glue import zip_submission
 
-_OUT = flags.DEFINE_string("out", "glue.zip", "The zip file to write.")
+_OUT = path_flag("out", "The zip file to write.", "glue.zip")
 
 
 def main(names: Sequence[str]) -> None:

@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from bert_jax import distributed, errors, figures, finetune, memory, schemas, tasks
+from bert_jax import disk, distributed, errors, figures, finetune, memory, schemas, weights
 from bert_jax.command_line import CONFIG, WORKDIR, given
 from bert_jax.compile_cache import keep_programs
 from bert_jax.config import check_ranges
 from bert_jax.files import read_checked, write_json, write_whole
 from bert_jax.grid import GRIDS, check_grid, name_of, read_grid, settings
 from bert_jax.outputs import check_folder, check_report
+from bert_jax.progress import Progress
 from bert_jax.workdir import check_same
 from configs.finetune import get_config
 
@@ -57,15 +57,21 @@ def main() -> None:
     check_chosen(config, given(), _GRID.value)
     folder = check_folder(Path(workdir))
     check_report(folder, ("sweep.json", "sweep.md", "sweep.png"), ("settings", "best_run"))
+    model = weights.open_model(config.init_from)
+    # Of the best run so far and of the one at work: the newest, the best, and one being written.
+    size = disk.checkpoint_bytes(model.model, model.tokenizer.vocab_size)
+    distributed.say(disk.told(2 * (config.keep_checkpoints + 2) * size, folder))
     points = settings(read_grid(_GRID.value, config))
     for point in points:
         check_ranges(with_point(config, point))
     runs = [(point, seed) for point in points for seed in range(_SEEDS.value)]
     results: list[dict[str, Any]] = []
-    for point, seed in (progress := tqdm(runs, unit="run", dynamic_ncols=True)):
-        progress.set_postfix({**point, "seed": seed})
-        results.append(run_one(config, point, seed, folder))
-        _drop_checkpoints(results)
+    with Progress(len(runs), "run", quiet=not distributed.is_main()) as progress:
+        for point, seed in runs:
+            progress.show(**point, seed=seed)
+            results.append(run_one(config, point, seed, folder))
+            _drop_checkpoints(results)
+            progress.update()
     if not distributed.is_main():
         return
     table = summarise(results)
@@ -84,7 +90,7 @@ def check_chosen(config: Any, chosen: Collection[str], grid: str) -> None:
     the task are a preset's or the user's, too.
     Raises: UserError, naming the setting.
     """
-    tasks.check_custom(config.task, config.custom.family, chosen)
+    check_ranges(config, [name for name in chosen if name != "seed"])
     if "seed" in chosen:
         raise errors.UserError("--config.seed has no effect: --seeds=N tries the seeds 0 to N-1")
     paper = get_config(f"task={config.task},family={config.custom.family}")

@@ -46,7 +46,7 @@ MISTAKES = {
     "pairs of one segment": ({"model.segment_types": 1}, "pairs=true needs model.segment_types=2"),
     "no layers": ({"model.layers": 0}, "model.layers=0 must be at least 1"),
     "negative workers": ({"workers": -1}, "workers=-1 must be at least 0"),
-    "negative seed": ({"seed": -1}, "seed=-1 must lie between 0 and 4294967295"),
+    "negative seed": ({"seed": -1}, "seed=-1 must be at least 0 and at most 4294967295"),
     "shares above one": ({"masking.mask_share": 0.95}, "mask_share"),
     "long sequences": ({"seq_length": 65}, "seq_length=65 is over model.max_positions=64"),
     "long first phase": (
@@ -54,8 +54,8 @@ MISTAKES = {
         "seq_length=65 is over model.max_positions=64",
     ),
     "short sequences": ({"seq_length": 4}, "seq_length 4 is too short"),
-    "unknown activation": ({"model.activation": "swish"}, "activation 'swish' is unknown"),
-    "unknown type": ({"dtype": "float99"}, "dtype 'float99' is unknown"),
+    "unknown activation": ({"model.activation": "swish"}, "activation is 'swish'; known: gelu"),
+    "unknown type": ({"dtype": "float99"}, "dtype is 'float99'; known: auto, float32"),
     "unknown optimizer": ({"optimizer.name": "sgd"}, "known: adamw, lamb"),
     "unknown decay": ({"optimizer.decay_from": "end"}, "known: start, warmup"),
     "warm-up too long": ({"warmup_steps": 13}, "warmup_steps=13 must lie between 0 and steps=12"),
@@ -64,6 +64,31 @@ MISTAKES = {
     "no config": ({"--config": None}, "config"),
     "no workdir": ({"--workdir": None}, "--workdir"),
     "missing config file": ({"--config": "nowhere.py"}, "nowhere.py"),
+    "a setting as a flag": ({"more": ["--batch_size=3"]}, '"--config.batch_size"'),
+    "a setting of a section as a flag": ({"more": ["--rate=0.3"]}, 'Did you mean "--config.maski'),
+    "a mistyped flag": ({"more": ["--wokdir=x"]}, 'no flag --wokdir. Did you mean "--workdir"'),
+    "a setting of another section": ({"rate": 0.3}, 'Did you mean "masking.rate"'),
+    "a mistyped config file": (
+        {"--config": "configs/pretrian.py:size=tiny"},
+        'configs/pretrian.py does not exist. Did you mean "configs/pretrain.py"',
+    ),
+    "the config of a run": ({"--config": "run/config.json"}, "is no config file, which is Python"),
+    "a config that is not Python": ({"--config": "broken.py"}, "cannot be run: SyntaxError"),
+    "a switch without =": (
+        {"more": ["--config.nsp", "false"]}, "did you mean --config.nsp=false",
+    ),
+    "a number in words": ({"steps": "ten"}, "--config.steps=ten must be a whole number"),
+    "no such user": ({"--workdir": "~no_one/run"}, "there is no home folder ~no_one"),
+    "no such user of a corpus": ({"corpus": "~no_one/c"}, "there is no home folder ~no_one"),
+    "a comma too many": (
+        {"arg": "size=tiny,mini"}, "'mini' is unknown.*a comma ends the argument before it",
+    ),
+    "an argument twice": ({"arg": "size=tiny,size=base"}, "argument 'size' is given twice"),
+    "a mistyped argument": ({"arg": "sise=tiny"}, 'Did you mean "size"'),
+    "without effect": (
+        {"arg": "size=tiny,objective=ltr", "masking.rate": 0.2},
+        "masking.rate has no effect with model.causal=true",
+    ),
     "unknown argument": ({"arg": "size=tiny,sise=base"}, "'sise' is unknown; known: size"),
     "unknown size": ({"arg": "size=huge"}, "size 'huge' is unknown; known: tiny"),
     "unknown preset": ({"arg": "preset=best"}, "preset 'best' is unknown; known: paper"),
@@ -103,6 +128,7 @@ def answers(corpus_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "full").mkdir()
     (folder / "full" / "thesis.txt").write_text("mine")
+    (folder / "broken.py").write_text("def get_config(:")
     (folder / "run").mkdir()  # as a run leaves it
     config = tiny_corpus.small_config(corpus=str(corpus_path))
     (folder / "run" / "config.json").write_text(json.dumps(config.to_dict()))

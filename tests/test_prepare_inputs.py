@@ -39,10 +39,10 @@ def test_brackets_in_the_name_of_what_is_there_are_no_pattern(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"source": "pdf"}, "source is 'pdf'; it is one of pydocs"),
+        ({"source": "pdf"}, "source is 'pdf'; known: pydocs"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"vocab_kind": "bpe"}, "vocab_kind is 'bpe'"),
-        ({"held_out": 0.0}, "held_out=0.0 is not a share"),
+        ({"held_out": 0.0}, "held_out=0 must be above 0"),
         ({"vocab_size": 10}, "vocab_size=10 is too small"),
         ({"input": ""}, "needs an input"),
         ({"source": "pydocs"}, "source=pydocs reads the installed packages, not"),

@@ -1,5 +1,6 @@
 """Reproducing tables: what is run, that it is run once, and what the table says of it."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_corpus import one_device, overrides
 
-from bert_jax import reproduce, sharding, tpu
+from bert_jax import disk, reproduce, sharding, tpu
 from bert_jax.config import check_ranges, encoder_config
 from bert_jax.errors import UserError
 from bert_jax.paper import (
@@ -28,6 +29,7 @@ from bert_jax.paper import (
 )  # fmt: skip
 from bert_jax.reproduce_report import Cell, Result, as_markdown, compare, summarise
 from bert_jax.tasks import get_task
+from configs import pretrain
 from configs import reproduce as config_file
 
 SENTENCES = ["the ship sees the island", "the bread cuts the oven", "the wolf leads the hill"]
@@ -99,13 +101,15 @@ def out(corpus_path, glue, tmp_path_factory):
 @pytest.mark.parametrize("table", TASKS)
 def test_every_table_at_every_scale_is_of_valid_runs(table, scale):
     config = config_file.get_config(f"table={table},scale={scale}")
-    rows = get_table(table, scale).rows
+    rows = reproduce.get_table(table, scale).rows
     names = {column.name for task in config.finetuning for column in columns(table, task, True)}
     for row in rows:
         one = reproduce.pretraining_config(config, row.pretraining)
         check_ranges(one)
         encoder_config(one.model.to_dict(), 100, "float32")
-        assert one.keep_every * 10 == one.steps
+        kept = reproduce.kept_steps(one, row.pretraining, scale)
+        assert one.keep_every * 10 in (0, one.steps)
+        assert {round(row.share * one.steps), one.steps} <= {*kept, one.steps}
     if scale == "paper":
         assert any(row.published for row in rows) or table == "figure5"
         assert {n for row in rows for n in row.published} - names <= {"perplexity"}
@@ -242,6 +246,35 @@ def test_finished_runs_of_other_settings_are_not_taken(
     (config.pretraining if section == "pretraining" else config.finetuning.cola).update(change)
     with pytest.raises(UserError, match=message):
         reproduce.reproduce(config, out.parent)
+
+
+def test_only_the_checkpoints_that_a_table_needs_stay(out):
+    """Of ten along the way figure 5 takes four, of LTR and of MLM without NSP."""
+    kept = {
+        name: sorted(
+            int(path.name) for path in (out / "pretraining" / name / "checkpoints").iterdir()
+        )
+        for name in ("BERT", "ltr")
+    }
+    assert kept == {"BERT": [10], "ltr": [1, 3, 5, 7, 10]}
+
+
+def test_the_disk_that_checkpoints_take_is_told(corpus_path, glue, tmp_path, monkeypatch):
+    """To within a tenth of what a checkpoint of the model takes."""
+    config = make_config("table=5,tasks=cola", corpus_path)
+    config.glue = str(glue)
+    config.pretraining.update_from_flattened_dict({"model.width": 256, "model.heads": 4})
+    model = pretrain.get_config("size=base").model
+    assert disk.checkpoint_bytes(model, 30522) == pytest.approx(12 * 110.1e6, rel=0.01)
+    said = []
+    monkeypatch.setattr(reproduce.distributed, "say", said.append)
+    monkeypatch.setattr(reproduce, "work", lambda todo: None)
+    monkeypatch.setattr(reproduce, "write_table", lambda *_: None)
+    monkeypatch.setattr(reproduce, "perplexities", lambda *_: {})
+    with contextlib.suppress(FileNotFoundError):  # there is no table
+        reproduce.reproduce(config, tmp_path / "out")
+    (line,) = [line for line in said if line.startswith("checkpoints in")]
+    assert re.search(r"take up to \d+ MB; [\d,.]+ [GM]B are free", line)
 
 
 def test_what_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):

@@ -4,14 +4,17 @@ Real processes, dropout on, two phases of different sequence lengths, several pa
 logs and checkpoints that fall on different steps.
 """
 
+import contextlib
 import json
 import os
+import pty
 import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -35,13 +38,25 @@ SETTINGS = {
 
 
 def start(corpus: Path, workdir: Path) -> subprocess.Popen:
+    """Starts the run as on a terminal, whose bar tells the step; what it shows is in a log."""
     flags = tiny_corpus.flags(corpus, workdir, "size=tiny,phases=true", **SETTINGS)
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
         [sys.executable, "-m", "bert_jax.main", *tiny_corpus.words(flags)],
-        cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL,
-        stderr=(workdir.parent / f"{workdir.name}.log").open("a"),
+        cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=terminal,
     )  # fmt: skip
+    os.close(terminal)
+
+    def keep() -> None:
+        log = workdir.parent / f"{workdir.name}.log"
+        with log.open("ab", buffering=0) as file, contextlib.suppress(OSError):  # it is gone
+            while shown := os.read(ours, 65536):
+                file.write(shown)
+        os.close(ours)
+
+    threading.Thread(target=keep, daemon=True).start()
+    return process
 
 
 def finish(corpus: Path, workdir: Path) -> float:

@@ -427,3 +427,10 @@ def test_a_special_token_that_comes_twice_is_told(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "a", SPECIAL[3]]) + "\n")
     with pytest.raises(UserError, match=r"vocab\.txt has the special token \[SEP\] twice"):
         load_tokenizer(tmp_path)
+
+
+def test_the_vocabulary_of_gpt_2_is_told_what_it_is(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"!": 0, "the": 1}')
+    for path in (tmp_path, tmp_path / "vocab.json"):
+        with pytest.raises(UserError, match=r"byte-level BPE \(GPT-2, RoBERTa\), .* not supported"):
+            load_tokenizer(path)

@@ -9,7 +9,6 @@ import importlib.metadata
 import itertools
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,28 +17,24 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from bert_jax import schemas
+from bert_jax.config import check_ranges
 from bert_jax.data import pydocs, sources, tfds_source, units
 from bert_jax.data.beam import Beam
 from bert_jax.data.corpus import FORMAT, PARTIAL, Corpus, open_corpus
 from bert_jax.data.corpus_writer import ASSEMBLING, assemble, read_unit, total_counts, write_json
-from bert_jax.data.text import KINDS, Reader
+from bert_jax.data.text import Reader
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.files import UNFINISHED, read_checked, written_whole
 from bert_jax.locks import locked
+from bert_jax.progress import Progress, follow
 
 _LIBRARIES = ("tokenizers", "sentencepiece", "array-record", "numpy", "protobuf")
 _PIECES = 2  # version of what is kept of an unfinished run
 _FEW_SENTENCES = 3.5  # a document, in the mean; about three is too few for pairs of sentences
-_CHOICES = {
-    "source": ("pydocs", "tfds", *KINDS),
-    "vocab_kind": ("wordpiece", "unigram"),
-    "on_error": ("stop", "skip"),
-}
 # What a killed run may have left in the folder beside PARTIAL: all of it is made again.
 _PRODUCTS = (
     "corpus-*.array_record-*", "index", "tokenizer", "token_counts.npy", "dataset_info.json",
@@ -57,7 +52,7 @@ def prepare(
     Raises:
       UserError: for everything in the settings, the input or `out` that prevents it.
     """
-    _check_settings(config)
+    check_ranges(config)
     files = sources.find_files(config.input, config.source)
     if config.source == "pydocs" and not files:
         files = [("pydocs", "pydocs")]
@@ -82,16 +77,6 @@ def prepare(
             f"cannot write to {out}: {reason}; when that is mended, the same command goes on from "
             "here"
         ) from error
-
-
-def _check_settings(config: ml_collections.ConfigDict) -> None:
-    for name, known in _CHOICES.items():
-        if config[name] not in known:
-            raise UserError(f"{name} is {config[name]!r}; it is one of {', '.join(known)}")
-    if not 0 < config.held_out < 1:
-        raise UserError(f"held_out={config.held_out} is not a share between 0 and 1")
-    if config.vocab_sample_mb <= 0 or config.workers < 0:
-        raise UserError("vocab_sample_mb must be above 0, and workers at least 0")
 
 
 def _finished(out: Path, identity: dict[str, Any]) -> Corpus:
@@ -203,7 +188,7 @@ class _Run:
         pieces = [piece for unit in plan for piece in unit]
         documents = (
             document
-            for piece in tqdm(pieces, "looking for text", delay=3, leave=False, unit="piece")
+            for piece in follow(pieces, "looking for text", len(pieces), "piece")
             for document in units.read_piece(piece, reader)
             if any(document)
         )
@@ -254,7 +239,7 @@ class _Run:
         Raises: UserError: a file is plainly of another kind.
         """
         result = []
-        for kind, path in tqdm(files, "looking at files", delay=3, leave=False, unit="file"):
+        for kind, path in follow(files, "looking at files", len(files), "file"):
             if kind == "pydocs":
                 result.append(("text", str(self._extract_pydocs())))
             elif kind == "tfds":
@@ -340,11 +325,10 @@ class _Run:
 
     def _pool(self, what: str, tasks: Sequence[tuple], size: int) -> None:
         """Runs tasks in the pool under a progress bar of `size` bytes."""
-        often = 0.1 if sys.stderr.isatty() else 15  # seconds between lines of a log file
-        with tqdm(
-            total=size, desc=what, unit="B", unit_scale=True, disable=self.quiet, mininterval=often
-        ) as bar:
-            peak = units.run_pool(tasks, self.workers, lambda done: bar.update(done - bar.n))
+        with Progress(size, "B", what, quiet=self.quiet) as progress:
+            peak = units.run_pool(
+                tasks, self.workers, lambda done: progress.update(done - progress.done)
+            )
         self.peak = max(self.peak, peak, units.peak_memory())
 
     def _both_splits(

@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from bert_jax import errors
 from bert_jax.data import pydocs
@@ -23,6 +22,7 @@ from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.text import split_sentences
 from bert_jax.errors import UserError
 from bert_jax.files import folder_written_whole, write_json_lines
+from bert_jax.flag_parsing import path_flag
 
 # What bert_jax needs, in many modules each, and Python's own library.
 LIBRARIES = ("jax", "matplotlib", "numpy", "orbax", "scipy", "stdlib")
@@ -30,8 +30,8 @@ SENTENCES = 2  # a passage
 PER_MODULE = 20  # passages at most, so that no large module makes up a library
 PER_LIBRARY = {"train": 400, "dev": 100}  # passages at most
 
-_CORPUS = flags.DEFINE_string("corpus", None, "Corpus of source=pydocs.")
-_OUT = flags.DEFINE_string("out", None, "Folder of the task to make.")
+_CORPUS = path_flag("corpus", "Corpus of source=pydocs.")
+_OUT = path_flag("out", "Folder of the task to make.")
 
 Rows = list[dict[str, str]]
 

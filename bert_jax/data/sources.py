@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from tqdm import tqdm
 
 from bert_jax.data import opened, pydocs, records, tfds_source
 from bert_jax.data.records import RECORDS
 from bert_jax.data.text import KINDS, SOURCES
 from bert_jax.errors import UserError
+from bert_jax.progress import follow
 
 
 def find_files(patterns: str, source: str) -> list[tuple[str, str]]:
@@ -97,9 +97,7 @@ def hash_sources(
     """`path`, `bytes` and `sha256` of each source; Python packages are summed up."""
     result = []
     every = [*files, *held_out]
-    for number, (kind, path) in enumerate(
-        tqdm(every, "reading", delay=3, leave=False, unit="file")
-    ):
+    for number, (kind, path) in enumerate(follow(every, "reading", len(every), "file")):
         # The name of a file need not be UTF-8, as JSON must be.
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         entry: dict[str, Any] = {"source": kind, "path": shown}

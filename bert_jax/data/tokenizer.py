@@ -33,7 +33,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from bert_jax.data.tokenizer_file import read_backend
+from bert_jax.data.tokenizer_file import BPE, read_backend
 from bert_jax.errors import UserError
 from bert_jax.files import library_errors, read_bytes, read_text, write_whole
 
@@ -197,7 +197,8 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
         names = ["tokenizer.json", "vocab.txt", *found, "vocab.json"]
         files = [path / name for name in names if (path / name).is_file()]
         if not files:
-            raise UserError(f"{path} holds no tokenizer.json, vocab.txt or SentencePiece .model")
+            what = f"{path} holds no tokenizer.json, vocab.txt or SentencePiece .model"
+            raise UserError(f"{what}; {BPE}" if (path / "vocab.json").is_file() else what)
         path = files[0]
     if not path.is_file():
         raise UserError(f"vocabulary {path} does not exist")

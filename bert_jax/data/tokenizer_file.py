@@ -11,6 +11,10 @@ from msgspec import Meta, Struct
 from bert_jax.errors import UserError
 from bert_jax.files import check, library_errors, parse_json, read_text
 
+BPE = (
+    "a vocab.json is of byte-level BPE (GPT-2, RoBERTa), which is not supported: give a BERT "
+    "vocab.txt, a tokenizer.json of WordPiece or unigram, or a SentencePiece .model"
+)
 _LARGEST_ID = 1 << 22
 _LONGEST_PATTERN = 100_000
 _Id = Annotated[int, Meta(ge=0, le=_LARGEST_ID)]
@@ -40,6 +44,8 @@ def read_backend(path: Path) -> tuple[tokenizers.Tokenizer, str]:
     """
     text = read_text(path)
     values = parse_json(text, str(path))
+    if isinstance(values, dict) and values and all(isinstance(x, int) for x in values.values()):
+        raise UserError(f"{path} is a list of tokens alone; {BPE}")
     file: _File = check(values, _File, str(path))
     vocab = file.model.vocab
     ids = {token.id: token.content for token in file.added_tokens}

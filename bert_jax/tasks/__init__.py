@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.errors import UserError
@@ -46,24 +46,16 @@ def get_task(name: str, custom: Mapping[str, Any] | None = None) -> Task:
     return TASKS[name]
 
 
-def check_custom(name: str, family: str, chosen: Collection[str]) -> None:
-    """Raises UserError: a chosen field of the config has no effect, or comes with a recipe.
+def setting_acts(name: str, family: str, setting: str) -> str:
+    """Why a setting of the config's `custom` section has no effect; "" if it has one.
 
-    name, family: of the task and of a custom one, as the argument of the config has them.
+    name: of the task; family: of a custom one.
     """
-    known = inspect.signature(FAMILIES[family].custom).parameters
-    if "task" in chosen:
-        raise UserError("task is given after the colon: --config=configs/finetune.py:task=...")
-    for field in chosen:
-        section, _, setting = field.partition(".")
-        if section != "custom":
-            continue
-        if name != "custom":
-            raise UserError(f"{field} has no effect on task={name}: it is for task=custom")
-        if setting == "family":  # the recipe comes with it
-            raise UserError(f"{field} is given after the colon: task=custom,family=...")
-        if setting not in known:
-            raise UserError(f"{field} has no effect on a custom task of the family {family}")
+    if name != "custom":
+        return f"on task={name}: it is for task=custom"
+    if setting not in inspect.signature(FAMILIES[family].custom).parameters:
+        return f"on a custom task of the family {family}"
+    return ""
 
 
 def family(task: Task) -> str:

@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from bert_jax import distributed
 from bert_jax.data.buckets import collate, eval_plan
@@ -23,6 +22,7 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import TaskObjective
+from bert_jax.progress import follow
 from bert_jax.sharding import ahead, to_host
 
 _TFDS = "tfds:"
@@ -69,11 +69,13 @@ class Source:
     """Where the splits of a data set are: its folder, `tfds:NAME`, or files named one by one.
 
     files: split -> path. missed: split -> names that `find` did not find in the folder.
+    found: split -> the file that `find` found.
     """
 
     data: str = ""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     missed: dict[str, list[str]] = dataclasses.field(default_factory=dict, compare=False)
+    found: dict[str, Path] = dataclasses.field(default_factory=dict, compare=False)
 
     def find(self, split: str, names: Sequence[str]) -> Path | None:
         """The file of a split: the one given for it, else the first of `names` in the folder.
@@ -86,6 +88,7 @@ class Source:
             path = Path(self.files[split])
             if not path.is_file():
                 raise UserError(f"the {split} file {path} does not exist")
+            self.found[split] = path
             return path
         if not self.data or self.data.startswith(_TFDS):
             return None
@@ -100,6 +103,8 @@ class Source:
             raise UserError(f"{found}, the {split} file, is not a file")
         if found is None:
             self.missed.setdefault(split, []).extend(names)
+        else:
+            self.found[split] = found
         return found
 
     def tfds(self, split: str) -> str:
@@ -236,19 +241,16 @@ def run_features(
         for indices, rows in plan
     )
     work = ahead((indices, predict(batch)) for indices, batch in batches)
-    for indices, outputs in bar(work, "predicting", total=len(plan), unit="batch"):
+    for indices, outputs in bar(work, "predicting", len(plan), "batch"):
         found = to_host(outputs)
         for row, index in enumerate(indices):
             results[index] = {name: value[row] for name, value in found.items()}
     return results
 
 
-def bar(work: Iterable[T], what: str, **options: Any) -> Iterable[T]:
-    """A progress bar, of the main process, for work that takes longer than a few seconds."""
-    silent = not distributed.is_main()
-    return tqdm(
-        work, desc=what, delay=3, leave=False, dynamic_ncols=True, disable=silent, **options
-    )
+def bar(work: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
+    """Shows the progress of work that takes longer than a few seconds; one process does."""
+    return follow(work, what, total, unit, quiet=not distributed.is_main())
 
 
 def hold_out(examples: Sequence[E], share: float) -> tuple[list[E], list[E]]:
@@ -318,7 +320,7 @@ def encode_pairs(
     """
     encoded: list[Feature] = []
     parts = range(0, len(pairs), 10_000)  # bounds what the encodings take
-    for begin in bar(parts, "tokenising", unit="0k texts"):
+    for begin in bar(parts, "tokenising", len(parts), "0k texts"):
         part = pairs[begin : begin + 10_000]
         ids = iter(tokenizer.encode_batch([text for texts in part for text in texts]))
         for texts in part:

@@ -84,8 +84,16 @@ class Choice:
 
         Raises: UserError: fewer than two endings, or not a label for each.
         """
-        columns = _names(endings) or cls.endings
-        called = _names(labels) or tuple(map(str, range(len(columns))))
+        columns = _names("custom.endings", endings) or cls.endings
+        called = _names("custom.labels", labels) or tuple(map(str, range(len(columns))))
+        if not prompt or not label:
+            raise UserError("custom.prompt and custom.label must not be empty")
+        names = [prompt, *columns, label]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(
+                f"custom.prompt={prompt}, custom.endings={','.join(columns)} and "
+                f"custom.label={label} name the column {twice[0]!r} twice"
+            )
         if len(columns) < 2 or len(called) != len(columns):
             raise UserError(
                 f"custom.endings names {len(columns)} columns and custom.labels {len(called)} "
@@ -265,8 +273,15 @@ class Choice:
         """None: a choice has no classes to confuse."""
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _names(field: str, text: str) -> tuple[str, ...]:
+    """The names that a field lists, separated by commas.
+
+    Raises: UserError: one is empty, or comes twice.
+    """
+    names = tuple(part.strip() for part in text.split(",")) if text else ()
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{field}={text}: a name between the commas is empty, or comes twice")
+    return names
 
 
 TASKS = (

@@ -90,6 +90,12 @@ class Classification(TextTable):
             raise UserError(f"custom.label={label!r}: several columns are for custom.kind=numbers")
         if not text or not all(columns) or (kind == "multi" and not separator):
             raise UserError("custom.text, custom.label and custom.separator must not be empty")
+        names = [text, *([pair] if pair else []), *columns]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(
+                f"custom.text={text}, custom.pair={pair} and custom.label={label} name the column "
+                f"{twice[0]!r} twice"
+            )
         return cls(
             name="custom",
             files=tuple((s, *(s + ending for ending in ENDINGS)) for s in ("train", "dev", "test")),

@@ -63,7 +63,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Pieces]:
     syllable written as separate Jamo) belong to the piece before them.
     """
     result = {}
-    for chunk in bar(range(0, len(texts), _CHUNK), "tokenising"):
+    starts = range(0, len(texts), _CHUNK)
+    for chunk in bar(starts, "tokenising", len(starts), "k texts"):
         part = texts[chunk : chunk + _CHUNK]
         encodings = tokenizer.backend.encode_batch(part, add_special_tokens=False)
         for text, encoding in zip(part, encodings, strict=True):
