@@ -36,6 +36,7 @@ from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.outputs import check_folder
 from bert_jax.report import is_finished, write_report
 from bert_jax.run_format import FORMAT
+from bert_jax.settings import never_reached
 from bert_jax.weights import merge, open_model
 from bert_jax.workdir import alone_in, format_of, prepare_workdir
 

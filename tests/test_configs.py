@@ -12,7 +12,7 @@ import pytest
 import tiny_corpus
 from ml_collections import ConfigDict
 
-from bert_jax import main, optim
+from bert_jax import main, optim, report
 from bert_jax.config import SIZES, check_ranges, encoder_config, parse_arg, stretches
 from bert_jax.errors import UserError
 from configs import pretrain
@@ -293,3 +293,34 @@ def test_evaluations_and_checkpoints_follow_the_steps(steps, every):
     assert (config.eval_every, config.checkpoint_every) == every
     config.eval_every = 3
     assert config.to_dict()["eval_every"] == 3
+
+
+# What a run says of itself.
+
+
+def test_passes_over_the_corpus_are_told(corpus):
+    mesh = tiny_corpus.one_device()
+    for arg, changes, shown in (
+        ("size=tiny", {}, "12 steps of 16 sequences: "),
+        (
+            "size=tiny,phases=true",
+            {"short_phase.seq_length": 16, "short_phase.share": 0.5, "short_phase.batch_size": 32},
+            "6 steps of 32 sequences of 16 tokens, then 6 steps of 16 sequences of 32 tokens: ",
+        ),
+    ):
+        config = tiny_corpus.small_config(
+            arg, **{n.replace(".", "__"): v for n, v in changes.items()}
+        )
+        objective = main.build_objective(config, corpus.tokenizer)
+        phases = main.build_phases(config, corpus, objective, mesh)
+        line = main.passes(phases)
+        total = sum((p.stop - p.start) * p.batch_size / p.per_pass() for p in phases)
+        assert line == f"{shown}{total:.1f} passes over the corpus" and 0.1 < total < 5
+
+
+def test_a_model_no_better_than_frequencies_is_told():
+    unigram = {"mlm_loss": 5.0}
+    assert report.no_better("mlm", {"mlm_loss": 4.9}, unigram) == ""
+    for loss in (5.0, 7.0, float("nan")):
+        said = report.no_better("mlm", {"mlm_loss": loss}, unigram)
+        assert "is no better than 5.000, that of the tokens' frequencies alone" in said

@@ -17,6 +17,7 @@ from bert_jax.data.build import prepare
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.data.vocabulary import train_vocabulary
 from bert_jax.errors import UserError
+from bert_jax.flag_parsing import parse_flags
 
 
 @pytest.fixture(autouse=True)
@@ -243,4 +244,4 @@ def test_a_name_that_is_not_utf_8(tmp_path):
     corpus = prepare(text_config(tmp_path / "*.txt"), tmp_path / "out", quiet=True)
     assert corpus.info["sources"][0]["path"] == f"{tmp_path}/\\xff.txt"
     with pytest.raises(UserError, match=r"'--out=\\udcff' is not UTF-8, .*rename it"):
-        errors._parse_flags(["x", "--out=\udcff"], arguments=False)
+        parse_flags(["x", "--out=\udcff"], arguments=False, about="")
