@@ -97,6 +97,7 @@ class Checkpoints:
         score: ranks the checkpoints that have one; higher is better, then later.
         """
         tree = {"state": state, "fingerprint": fingerprint(state)}
+        jax.block_until_ready(tree)  # its messages must not meet those of `wait`
         self.wait()
         with self._explained():
             saving = self._orbax.save_async(step, tree, metrics=seal.scored(score))

@@ -78,10 +78,12 @@ class _SaveTimer:
         self._begin, self._first = time.monotonic(), step
         self._ask_at = step + 1
 
-    def due(self, step: int) -> bool:
-        """Returns whether to save after this step; to be asked after every step."""
+    def due(self, step: int, state: Any) -> bool:
+        """Returns whether to save after this step, which gave `state`; to be asked after each."""
         if math.isinf(self._seconds) or step < self._ask_at:
             return False
+        if jax.process_count() > 1:  # messages of a step that is in flight must not meet this one
+            jax.block_until_ready(state)
         passed = time.monotonic() - self._begin
         done = step - self._first
         left = (self._seconds - passed) * done / max(passed, 1e-6)
@@ -336,7 +338,7 @@ def run(
             stops = request.reached(step) and not last
             kept = schedule.keep_every and step % schedule.keep_every == 0
             saves = last or stops or kept or step % schedule.checkpoint_every == 0
-            saves = timer.due(step) or saves
+            saves = timer.due(step, state) or saves
             logs = last or step % schedule.log_every == 0
             score = None
             if logs or saves:

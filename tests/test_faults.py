@@ -206,7 +206,7 @@ def test_all_processes_save_after_the_same_step(monkeypatch):
     due = []
     for step in range(1, 10_001):
         now[0] += 0.5
-        if main_one.due(step):
+        if main_one.due(step, None):
             due.append(step)
             main_one.saved(step)
     assert all(1200 <= gap <= 1202 for gap in np.diff([0, *due]))
@@ -216,7 +216,7 @@ def test_all_processes_save_after_the_same_step(monkeypatch):
     monkeypatch.setattr(train.distributed, "from_main", lambda _: next(answers))
     other, followed = train._SaveTimer(10, 0), []
     for step in range(1, 10_001):
-        if other.due(step):
+        if other.due(step, None):
             followed.append(step)
             other.saved(step)
     assert followed == due
