@@ -62,7 +62,7 @@ def _outcome(call: Callable[[], Any], sound: str | None) -> tuple[str, str]:
             ours = [frame for frame in frames if "/bert_jax/" in frame.filename]
             where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
             return "traceback", f"{type(error).__name__} at {where}: {str(error)[:200]}"
-        return ("refused" if "\n" not in message and len(message) < 1500 else "long"), message
+        return ("refused" if "\n" not in message and len(message) < 1600 else "long"), message
     if sound is None:
         return "made", made
     if made == sound:
