@@ -27,10 +27,11 @@ import numpy as np
 from absl import flags
 
 from benchmarks.provenance import provenance
-from bert_jax import errors, plan, sharding, train
+from bert_jax import errors, plan, sharding
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.flag_parsing import path_flag
 from bert_jax.main import build_objective
+from bert_jax.trainer import build_trainer
 from configs import pretrain
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the model, as in configs/pretrain.py.")
@@ -60,7 +61,7 @@ class Loop:
         shapes = plan.abstract_batch(mesh, count, LENGTH, pairs=True)
         rows = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
         rows["lengths"] += LENGTH
-        self.trainer = train.build_trainer(config, mesh, config.steps, objective, rows)
+        self.trainer = build_trainer(config, mesh, config.steps, objective, rows)
         self.state = self.trainer.init()
         self._batch = self.trainer.put(rows, count)
         self.run(2)  # compiled

@@ -24,9 +24,10 @@ from absl import flags
 
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.fresh_model import write_model
-from bert_jax import errors, finetune, memory, sharding, train
+from bert_jax import errors, finetune, memory, sharding
 from bert_jax.flag_parsing import path_flag
 from bert_jax.models.body import Body
+from bert_jax.trainer import build_trainer
 from configs import finetune as configs
 
 _TASK = flags.DEFINE_string("task", "mrpc", "Task, as in configs/finetune.py.")
@@ -68,7 +69,7 @@ def ours(job: Job) -> Turn:
     made = finetune.read_inputs(config)
     phase, mesh = made.phase, sharding.make_mesh(config.mesh)
     objective = made.task.objective(Body(made.encoder))
-    trainer = train.build_trainer(config, mesh, phase.stop, objective, next(phase.batches(0, 1)))
+    trainer = build_trainer(config, mesh, phase.stop, objective, next(phase.batches(0, 1)))
     state = trainer.init()
 
     def turn(times: int) -> int:

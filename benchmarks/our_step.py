@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from benchmarks.contest import Turn
-from bert_jax import memory, plan, sharding, train
+from bert_jax import memory, plan, sharding
 from bert_jax.main import build_objective
 from bert_jax.objectives.base import Batch
+from bert_jax.trainer import Trainer, build_trainer
 from configs import pretrain
 
 VOCAB_SIZE = 30522
@@ -50,13 +51,13 @@ class Shape:
         return self.batch_size * self.seq_length
 
 
-def trainer_of(shape: Shape) -> tuple[train.Trainer, Batch]:
+def trainer_of(shape: Shape) -> tuple[Trainer, Batch]:
     """The trainer, and a batch on its devices."""
     config = shape.config()
     mesh = sharding.make_mesh(config.mesh)
     objective = build_objective(config, plan.stand_in_tokenizer(VOCAB_SIZE))
     rows = shape.batch()
-    trainer = train.build_trainer(config, mesh, config.steps, objective, rows)
+    trainer = build_trainer(config, mesh, config.steps, objective, rows)
     return trainer, trainer.put(rows, shape.batch_size)
 
 

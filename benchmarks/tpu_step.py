@@ -42,7 +42,7 @@ from absl import flags
 
 from benchmarks.our_step import VOCAB_SIZE
 from benchmarks.provenance import provenance
-from bert_jax import errors, plan, sharding, tpu, train
+from bert_jax import errors, plan, sharding, tpu
 from bert_jax.command_line import CONFIG, TOPOLOGY
 from bert_jax.config import check_ranges
 from bert_jax.data.instances import empty_batch
@@ -51,6 +51,7 @@ from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
 from bert_jax.program import Operation, read_program
+from bert_jax.trainer import build_trainer
 from configs import pretrain
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the model, where no --config is given.")
@@ -193,7 +194,7 @@ def our_step(config: Any, objective: LanguageModel, mesh: jax.sharding.Mesh) -> 
     """The trainer's own."""
     batch = plan.abstract_batch(mesh, config.batch_size, config.seq_length, config.pairs)
     example = empty_batch(1, config.seq_length, config.pairs)
-    trainer = train.build_trainer(config, mesh, config.steps, objective, example)
+    trainer = build_trainer(config, mesh, config.steps, objective, example)
     return trainer.lower(batch)
 
 

@@ -49,6 +49,7 @@ from bert_jax.outputs import check_folder, check_output
 from bert_jax.settings import never_reached
 from bert_jax.task_report import Examples, write_results, write_task
 from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
+from bert_jax.trainer import build_trainer
 from bert_jax.workdir import alone_in, check_same, format_of, prepare_workdir
 
 MAY_CHANGE = (
@@ -141,7 +142,7 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
     example = buckets.collate(first, 1, tokenizer.pad_id, widths[-1:])
     body = Body(inputs.encoder, config.features, config.bilstm, config.bilstm_width)
     objective = task.objective(body)
-    trainer = train.build_trainer(
+    trainer = build_trainer(
         config, sharding.make_mesh(config.mesh), phase.stop, objective, example,
         frozen=["encoder"] if config.features else (), format=format_of(workdir),
     )  # fmt: skip

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import distributed, errors, tasks, train, weights
+from bert_jax import distributed, errors, tasks, weights
 from bert_jax.files import read_json
 from bert_jax.task_report import Examples
 from bert_jax.tasks import scaling
 from bert_jax.tasks.base import Source, Task, hold_out
 from bert_jax.tasks.classification import Classification
+from bert_jax.trainer import Trainer
 
 HEADS = {"classifier", "span_head", "tag_head", "choice_head"}
 
@@ -134,9 +135,7 @@ def open_initial(config: Any) -> weights.Pretrained:
     return dataclasses.replace(model, model={**model.model, **rates, "remat": remat})
 
 
-def initial_params(
-    config: Any, model: weights.Pretrained, task: Task, trainer: train.Trainer
-) -> Any:
+def initial_params(config: Any, model: weights.Pretrained, task: Task, trainer: Trainer) -> Any:
     """The parameters to start from, on the mesh; says what of them is new."""
     fresh = trainer.init()["params"]
     if config.from_scratch:

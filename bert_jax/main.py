@@ -37,6 +37,7 @@ from bert_jax.outputs import check_folder
 from bert_jax.report import is_finished, write_report
 from bert_jax.run_format import FORMAT
 from bert_jax.settings import never_reached
+from bert_jax.trainer import Trainer, build_trainer
 from bert_jax.weights import merge, open_model
 from bert_jax.workdir import alone_in, format_of, prepare_workdir
 
@@ -75,7 +76,7 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
     phases = build_phases(config, corpus, objective, mesh)
     schedule = build_schedule(config, objective)
     example = empty_batch(1, phases[0].seq_length, config.pairs)
-    trainer = train.build_trainer(config, mesh, config.steps, objective, example, format=format)
+    trainer = build_trainer(config, mesh, config.steps, objective, example, format=format)
     trainer.check_memory()
     starts = config.init_from and not distributed.from_main(has_checkpoint(workdir))
     initial = _initial_params(config, corpus, trainer) if starts else None
@@ -219,7 +220,7 @@ def _logged(batches: Callable[..., Any], path: Path) -> Callable[[int, int], Any
     return lambda start, stop: logged(batches(start, stop), start, path)
 
 
-def _initial_params(config: Any, corpus: Corpus, trainer: train.Trainer) -> Any:
+def _initial_params(config: Any, corpus: Corpus, trainer: Trainer) -> Any:
     """The parameters of the model `init_from`, on the mesh; it must have the same vocabulary."""
     source = open_model(config.init_from)
     if source.tokenizer.tokens != corpus.tokenizer.tokens:

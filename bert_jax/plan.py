@@ -38,7 +38,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from bert_jax import errors, sharding, tpu, train
+from bert_jax import errors, sharding, tpu
 from bert_jax.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY, changed
 from bert_jax.config import check_ranges, stretches
 from bert_jax.data.corpus import open_corpus
@@ -51,6 +51,7 @@ from bert_jax.objectives.base import LanguageModel
 from bert_jax.outputs import check_output
 from bert_jax.plan_text import plan_text, search_text
 from bert_jax.program import Program, read_program
+from bert_jax.trainer import build_trainer
 
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 30522, "Used where the config names no corpus.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
@@ -147,7 +148,7 @@ def compile_step(
     sharding.check_batch(mesh, batch_size, config.accumulation)
     batch = abstract_batch(mesh, batch_size, seq_length, config.pairs)
     example = empty_batch(1, seq_length, config.pairs)
-    trainer = train.build_trainer(config, mesh, config.steps, objective, example)
+    trainer = build_trainer(config, mesh, config.steps, objective, example)
     state = trainer.abstract_state
     known = {
         "parameters": device_bytes(state["params"]),

@@ -22,7 +22,8 @@ from bert_jax import errors
 _WAITING_SECONDS = 600.0
 _WORKING_SECONDS = 3600.0
 _LOOK_SECONDS = 1.0
-_WAITING = {"bert_jax.train", "bert_jax.sharding", "bert_jax.distributed"}  # modules
+# Names of modules: where the main thread only waits.
+_WAITING = {f"bert_jax.{name}" for name in ("train", "trainer", "sharding", "distributed")}
 _WORKING = {"bert_jax.checkpoint", "jax._src.compiler"}
 _STALLED = "bert_jax/stalled/"  # keys of JAX's key-value store: one for each process
 _ASKED_TO_STOP = "RECEIVED_PREEMPTION_NOTICE"  # where JAX's preemption service tells all of them

@@ -14,12 +14,12 @@ from tiny_corpus import make_trainer, one_device, small_config
 from tiny_model import TINY, pretraining
 from tiny_model import some_batch as some_text
 
-from bert_jax import train
 from bert_jax.models import layers, operations, recurrent
 from bert_jax.models.operations import dropout
 from bert_jax.objectives import finetuning
 from bert_jax.objectives.base import Mean
 from bert_jax.objectives.ltr import LeftToRight
+from bert_jax.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def test_no_two_rows_micro_batches_steps_or_seeds_share_their_noise():
     batch = {"row": np.arange(8)}
     noise = []
     for accumulation, seed in itertools.product((1, 4), (0, 1)):
-        trainer = train.Trainer(
+        trainer = Trainer(
             Noise(8),
             lambda _: optax.sgd(-1.0),
             lambda _: 1.0,

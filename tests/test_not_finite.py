@@ -15,6 +15,7 @@ from bert_jax import train
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import UserError
 from bert_jax.objectives.base import Mean
+from bert_jax.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def run(corpus, workdir, bad: str, steps: tuple[int, ...], **schedule):
     example = next(phases[0].batches(0, 1))
     met = [next(phases[0].batches(step, step + 1))["instance"] for step in steps]
     objective = Explosive(**{bad: tuple(tuple(instances[5].tolist()) for instances in met)})
-    trainer = train.Trainer(
+    trainer = Trainer(
         objective, lambda _: optax.adam(1e-3), lambda _: 1e-3, one_device(), example, config.seed
     )
     with pytest.raises(UserError) as error:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from bert_jax import keys, main, run_format, train
+from bert_jax import keys, main, run_format
 from bert_jax.keys import Purpose, root
 from bert_jax.objectives.corruption import corrupt, instance_keys
+from bert_jax.trainer import build_trainer
 
 COUNT = 1000
 
@@ -63,7 +64,7 @@ def test_a_run_draws_by_its_format(corpus, format):
     mesh = tiny_corpus.one_device()
     (phase,) = main.build_phases(config, corpus, objective, mesh)
     batch = next(phase.batches(0, 1))
-    trainer = train.build_trainer(config, mesh, 12, objective, batch, format=format)
+    trainer = build_trainer(config, mesh, 12, objective, batch, format=format)
     seen = objective.corrupted(batch, train=True)["tokens"]
     key = root(config.seed, Purpose.CORRUPTION, format)
     expected = corrupt(

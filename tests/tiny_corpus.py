@@ -22,6 +22,7 @@ from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.corpus_writer import UnitWriter, assemble
 from bert_jax.data.instances import empty_batch
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
+from bert_jax.trainer import Trainer
 from configs import pretrain
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -53,7 +54,7 @@ SMALL = {  # of a config: what makes it a run of a second; the dropout of the pr
 }
 
 
-_TRAINERS: dict[tuple[str, jax.sharding.Mesh], train.Trainer] = {}
+_TRAINERS: dict[tuple[str, jax.sharding.Mesh], Trainer] = {}
 
 
 def sentence(rng: random.Random, topic: int) -> str:
@@ -174,7 +175,7 @@ def one_device() -> jax.sharding.Mesh:
 
 def make_trainer(
     config: ConfigDict, corpus: Corpus, mesh: jax.sharding.Mesh | None = None
-) -> tuple[train.Trainer, list[train.Phase]]:
+) -> tuple[Trainer, list[train.Phase]]:
     """The run of a config up to its loop; on one device unless `mesh` is given.
 
     A trainer of a config is made, and so compiled, once a session, whatever the config's schedule.
@@ -193,7 +194,7 @@ def make_trainer(
         )
         optimizer = functools.partial(optim.optimizer, config.optimizer)
         example = empty_batch(1, phases[0].seq_length, config.pairs)
-        _TRAINERS[key] = train.Trainer(
+        _TRAINERS[key] = Trainer(
             objective, optimizer, rate, mesh, example, config.seed, config.accumulation
         )
     return _TRAINERS[key], phases
