@@ -4,6 +4,7 @@ A run of several processes that makes no progress ends with a line and the code 
 instead of waiting for ever; and a request to stop is granted while there is nothing to save.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -100,7 +101,15 @@ def start(index: int, processes: int, store: Any) -> None:
     store: JAX's client of the key-value store that they share.
     """
     watch = _Watch(index, processes, store)
-    threading.Thread(target=watch.forever, daemon=True, name="watch").start()
+    thread = threading.Thread(target=watch.until_stopped, daemon=True, name="watch")
+    thread.start()
+
+    def stop() -> None:
+        # A thread that is within JAX's C++ code when Python ends would abort the process.
+        watch.stopped.set()
+        thread.join(10)
+
+    atexit.register(stop)
 
 
 class _Watch:
@@ -109,12 +118,12 @@ class _Watch:
     def __init__(self, index: int, processes: int, store: Any):
         self._index, self._processes, self._store = index, processes, store
         self._limit = float(os.environ.get("BERT_JAX_STALL_SECONDS", _WAITING_SECONDS))
+        self.stopped = threading.Event()
         self._state: tuple[int, bool] | None = None
         self._since, self._said = time.monotonic(), False
 
-    def forever(self) -> None:
-        while True:
-            time.sleep(_LOOK_SECONDS)
+    def until_stopped(self) -> None:
+        while not self.stopped.wait(_LOOK_SECONDS):
             frame = sys._current_frames().get(threading.main_thread().ident or 0)
             try:
                 self._look(frame)

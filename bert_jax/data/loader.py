@@ -89,7 +89,8 @@ def _plan_ahead(instances: Instances, slot: int) -> None:
         with contextlib.suppress(Exception):
             instances.plan_ahead(slot)
 
-    threading.Thread(target=work, daemon=True).start()
+    # Waited for where Python ends: a thread that is within NumPy then would abort the process.
+    threading.Thread(target=work).start()
 
 
 @contextlib.contextmanager
