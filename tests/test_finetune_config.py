@@ -110,6 +110,7 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
         monkeypatch.setattr(finetune, "CONFIG", types.SimpleNamespace(value=recorder))
         workdir = types.SimpleNamespace(value=str(tmp_path / "run"))
         monkeypatch.setattr(finetune, "WORKDIR", workdir)
+        monkeypatch.setattr(finetune, "OUTPUT", types.SimpleNamespace(value=None))
         finetune.main()
     assert (tmp_path / "run" / "predict" / "results.json").exists()
     monkeypatch.undo()
