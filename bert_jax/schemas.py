@@ -97,7 +97,7 @@ class ModelSection(Struct):
     hidden_dropout: Share
     attention_dropout: Share
     init_stddev: Positive
-    norm_epsilon: Positive
+    norm_epsilon: Positive = 1e-12  # TF1 releases do not name theirs
     scan_layers: bool = False
     remat: bool = False
     causal: bool = False
