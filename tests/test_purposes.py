@@ -78,7 +78,7 @@ def test_a_run_draws_by_its_format(corpus, format):
     noted = []
     trainer.objective = type("Noting", (), {"loss": lambda self, p, b, key, t: noted.append(key)})()
     with pytest.raises(TypeError):  # what the loss gives is nothing; its key is all that is wanted
-        trainer._step(trainer.init() | {"step": jnp.int32(7)}, batch)
+        trainer._step(trainer.init() | {"step": jnp.int32(7)}, batch, jnp.float32(0))
     step = jax.random.fold_in(root(config.seed, Purpose.DROPOUT, format), 7)
     assert words(noted[0]) == words(step)
 
