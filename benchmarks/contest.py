@@ -136,7 +136,7 @@ def accelerator() -> dict[str, Any]:
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated()
             return {"device": torch.cuda.get_device_name(), "device_peak": peak}
-    elif (device := sys.modules["jax"].devices()[0]).platform != "cpu":
+    elif (jax := sys.modules.get("jax")) and (device := jax.devices()[0]).platform != "cpu":
         peak = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
         return {"device": device.device_kind, "device_peak": peak}
     return {"device": "", "device_peak": 0}
