@@ -99,7 +99,7 @@ def test_fine_tuning(trained, tmp_path, monkeypatch):
     printed = execute(
         "finetune", tmp_path, monkeypatch, INIT_FROM=str(trained), DATA="data", TEXTS=texts,
         MORE="--config.dev_share=0.2 --config.max_length=48 --config.batch_size=16 "
-        "--config.epochs=12 --config.log_every=8 --config.learning_rate=1e-3",
+        "--config.epochs=20 --config.log_every=8 --config.learning_rate=1e-3",
     )  # fmt: skip
     run = tmp_path / "runs" / "finetuned"
     train = [line["loss"] for line in read_metrics(run) if line["split"] == "train"]
