@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def start(corpus: Path, workdir: Path) -> subprocess.Popen:
     flags = tiny_corpus.flags(corpus, workdir, "size=tiny,phases=true", **SETTINGS)
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
     ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))  # of no columns, it would have no room for a bar
     process = subprocess.Popen(
         [sys.executable, "-m", "bert_jax.main", *tiny_corpus.words(flags)],
         cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=terminal,
