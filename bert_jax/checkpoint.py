@@ -68,11 +68,12 @@ class Checkpoints:
         self._context.pytree.loading.partial_load = True
         if read_only:  # Orbax's Checkpointer reads the metrics of all, and stops at a damaged one
             return
-        for step in self.steps:
+        for step in self.steps if distributed.is_main() else []:
             try:
                 seal.check_files(self._folder / str(step))
-            except ValueError as error:
-                self._set_aside(step, error)
+            except (ValueError, FileNotFoundError) as error:
+                self._set_aside(step, error, restart=False)
+        distributed.from_main(None)  # nobody opens what is being moved away
         policies = ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
             self._folder,
@@ -236,10 +237,11 @@ class Checkpoints:
     def _damaged(self) -> Path:
         return self._folder.parent / "damaged_checkpoints"
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int, error: Exception, restart: bool = True) -> None:
         """Says that a checkpoint is damaged, and moves it out of the way unless read_only.
 
-        Raises: Restart: of several processes some may have found it sound.
+        restart: of several processes some may have found it sound, so all must look again.
+        Raises: Restart.
         """
         reason = str(error).strip().split("\n")[0][:200]
         text = f"checkpoint {step} is damaged ({reason})"
@@ -250,7 +252,7 @@ class Checkpoints:
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 (self._folder / str(step)).replace(aside)
             text += f"; moved to {aside}"
-            if jax.process_count() > 1:
+            if restart and jax.process_count() > 1:
                 raise Restart(f"{text}: start again, to go on from the one before")
             if self._orbax:
                 self._orbax.reload()
@@ -291,11 +293,15 @@ class Checkpoints:
 
 
 def _check_readable(folder: Path) -> None:
-    """Raises OSError where a file is there but cannot be read: it may be sound."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                file.read(1)
+    """Raises OSError where a file is there but cannot be read: it may be sound.
+
+    Another process may be moving the folder away meanwhile.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    file.read(1)
 
 
 def _reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax import seal, sharding
 from bert_jax.checkpoint import Checkpoints, check_fit, fingerprint, load_params
-from bert_jax.errors import UserError
+from bert_jax.errors import Restart, UserError
 from bert_jax.workdir import prepare_workdir
 
 # Orbax leaves coroutines behind when a read fails.
@@ -267,6 +267,37 @@ def test_what_may_not_be_read_is_no_damage(folder, monkeypatch):
         restore(folder, abstract(state(0)))
     monkeypatch.undo()
     assert listing(folder) == before
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_another_process_that_moves_a_damaged_checkpoint_away_is_no_error(
+    folder, monkeypatch, begun
+):
+    """Before this one looks into its files, or while it does: both start again."""
+    opened = Path.open
+
+    def move() -> None:
+        shutil.move(folder / "2", folder.parent / "damaged_checkpoints" / "2")
+
+    def fail(*_):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        if begun:
+            monkeypatch.setattr(Path, "open", vanish)
+        else:
+            move()
+        raise ValueError("its description cannot be read")
+
+    def vanish(path, *arguments, **options):
+        if (folder / "2") in path.parents and path.exists():
+            move()
+        return opened(path, *arguments, **options)
+
+    (folder.parent / "damaged_checkpoints").mkdir()
+    monkeypatch.setattr(Checkpoints, "_load", fail)
+    with pytest.raises(Restart, match="checkpoint 2 is damaged"):
+        restore(folder, abstract(state(0)))
+    monkeypatch.undo()
+    assert [path.name for path in (folder.parent / "damaged_checkpoints").iterdir()] == ["2"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
