@@ -27,11 +27,13 @@ import numpy as np
 from absl import flags
 
 from benchmarks.provenance import provenance
-from bert_jax import errors, plan, sharding
-from bert_jax.checkpoint import Checkpoints
-from bert_jax.flag_parsing import path_flag
+from bert_jax import plan
+from bert_jax.common import errors
+from bert_jax.common.flag_parsing import path_flag
 from bert_jax.main import build_objective
-from bert_jax.trainer import build_trainer
+from bert_jax.training import sharding
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.trainer import build_trainer
 from configs import pretrain
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the model, as in configs/pretrain.py.")

@@ -24,7 +24,7 @@ from absl import flags
 from tqdm import tqdm
 
 from benchmarks.provenance import provenance
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each, after the first.", lower_bound=1)
 

@@ -24,10 +24,12 @@ from absl import flags
 
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.fresh_model import write_model
-from bert_jax import errors, finetune, memory, sharding
-from bert_jax.flag_parsing import path_flag
+from bert_jax import finetune
+from bert_jax.common import errors
+from bert_jax.common.flag_parsing import path_flag
 from bert_jax.models.body import Body
-from bert_jax.trainer import build_trainer
+from bert_jax.training import memory, sharding
+from bert_jax.training.trainer import build_trainer
 from configs import finetune as configs
 
 _TASK = flags.DEFINE_string("task", "mrpc", "Task, as in configs/finetune.py.")

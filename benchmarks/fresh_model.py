@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from bert_jax import hugging_face
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.tasks import get_task, to_dict
-from bert_jax.weights import Pretrained
+from bert_jax.weights import hugging_face
+from bert_jax.weights.store import Pretrained
 from configs import pretrain
 
 

@@ -20,8 +20,10 @@ from absl import flags
 
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.fresh_model import write_model
-from bert_jax import errors, inference, memory
-from bert_jax.flag_parsing import path_flag
+from bert_jax.common import errors
+from bert_jax.common.flag_parsing import path_flag
+from bert_jax.inference import loading
+from bert_jax.training import memory
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the models, as in configs/pretrain.py.")
 _VOCAB = path_flag("vocab", "vocab.txt of a WordPiece tokenizer.", required=True)
@@ -46,7 +48,7 @@ class Job:
 def ours(job: Job) -> Turn:
     """`bert_jax.load`, in a process like that of bert_jax.features."""
     memory.keep_freed_memory()
-    model = inference.load(job.folder, job.dtype)
+    model = loading.load(job.folder, job.dtype)
     if job.task == "embed":
         return lambda times: [model.embed(job.texts) for _ in range(times)][-1]
 

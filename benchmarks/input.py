@@ -25,11 +25,11 @@ from absl import flags
 
 from benchmarks.cpu_time import cpu_seconds
 from benchmarks.provenance import provenance
-from bert_jax import errors
+from bert_jax.common import errors
+from bert_jax.common.flag_parsing import path_flag
 from bert_jax.data.corpus import Split, index_path, open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
-from bert_jax.flag_parsing import path_flag
 
 _CORPUS = path_flag("corpus", "Folder that bert_jax.prepare wrote.")
 _SENTENCES = flags.DEFINE_integer("sentences", 0, "Of an index made up, in place of a corpus.")

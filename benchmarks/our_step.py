@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from benchmarks.contest import Turn
-from bert_jax import memory, plan, sharding
+from bert_jax import plan
 from bert_jax.main import build_objective
 from bert_jax.objectives.base import Batch
-from bert_jax.trainer import Trainer, build_trainer
+from bert_jax.training import memory, sharding
+from bert_jax.training.trainer import Trainer, build_trainer
 from configs import pretrain
 
 VOCAB_SIZE = 30522

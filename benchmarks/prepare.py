@@ -29,15 +29,15 @@ from transformers.models.bert import tokenization_bert_legacy as released
 
 from benchmarks.cpu_time import cpu_seconds
 from benchmarks.provenance import provenance
-from bert_jax import errors
-from bert_jax.command_line import CONFIG
-from bert_jax.data import units
-from bert_jax.data.build import prepare
+from bert_jax.common import errors
+from bert_jax.common.command_line import CONFIG
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
-from bert_jax.data.text import Reader
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.preparing import units
+from bert_jax.preparing.build import prepare
+from bert_jax.preparing.text import Reader
 from tests.reference_instances import FreeDraws, pass_instances
 
 SEQ_LENGTH = 128

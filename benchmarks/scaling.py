@@ -25,16 +25,16 @@ from matplotlib.figure import Figure
 
 from benchmarks.contest import Contender, Result, Turn, as_json, contest, show
 from benchmarks.our_step import Shape, ours, trainer_of
-from bert_jax import errors, figures
-from bert_jax.checkpoint import Checkpoints
-from bert_jax.command_line import OUTPUT
-from bert_jax.config import SIZES
+from bert_jax.common import errors, figures
+from bert_jax.common.command_line import OUTPUT
+from bert_jax.common.outputs import check_output
 from bert_jax.data.corpus import open_corpus
-from bert_jax.data.corpus_writer import UnitWriter, assemble
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
 from bert_jax.data.tokenizer import wordpiece_tokenizer
-from bert_jax.outputs import check_output
+from bert_jax.preparing.corpus_writer import UnitWriter, assemble
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.config import SIZES
 
 _DOCUMENTS = flags.DEFINE_list("documents", ["1000", "10000", "100000"], "Sizes of corpora.")
 _ROWS = flags.DEFINE_list("rows", ["4", "8", "16", "32"], "Rows of a step.")

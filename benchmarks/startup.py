@@ -25,7 +25,7 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.provenance import provenance
-from bert_jax import errors
+from bert_jax.common import errors
 
 _RUN = flags.DEFINE_string("run", None, "Flags of bert_jax.main.", required=True)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Pairs of starts.", lower_bound=1)

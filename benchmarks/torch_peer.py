@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from bert_jax.config import SIZES
+from bert_jax.training.config import SIZES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

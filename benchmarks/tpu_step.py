@@ -42,16 +42,19 @@ from absl import flags
 
 from benchmarks.our_step import VOCAB_SIZE
 from benchmarks.provenance import provenance
-from bert_jax import errors, plan, sharding, tpu
-from bert_jax.command_line import CONFIG, TOPOLOGY
-from bert_jax.config import check_ranges
+from bert_jax import plan
+from bert_jax.common import errors
+from bert_jax.common.command_line import CONFIG, TOPOLOGY
+from bert_jax.common.errors import UserError
 from bert_jax.data.instances import empty_batch
-from bert_jax.errors import UserError
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
-from bert_jax.program import Operation, read_program
-from bert_jax.trainer import build_trainer
+from bert_jax.planning import tpu
+from bert_jax.planning.program import Operation, read_program
+from bert_jax.training import sharding
+from bert_jax.training.config import check_ranges
+from bert_jax.training.trainer import build_trainer
 from configs import pretrain
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the model, where no --config is given.")

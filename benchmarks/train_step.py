@@ -19,10 +19,11 @@ from absl import flags
 
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.our_step import VOCAB_SIZE, Shape, ours
-from bert_jax import errors, plan
+from bert_jax import plan
+from bert_jax.common import errors
 from bert_jax.main import build_objective
-from bert_jax.metrics import PEAK_FLOPS
 from bert_jax.models.encoder import model_flops
+from bert_jax.training.metrics import PEAK_FLOPS
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the models, as in configs/pretrain.py.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows.", lower_bound=1)

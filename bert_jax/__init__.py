@@ -36,7 +36,9 @@ __all__ = ["load"]
 
 
 def load(path: str, **options: Any):
-    """Opens a trained model for use; see `bert_jax.inference.load`."""
-    from bert_jax.inference import load as open_run  # late: `import bert_jax` imports no jax
+    """Opens a trained model for use; see `bert_jax.inference.loading.load`."""
+    from bert_jax.inference.loading import (
+        load as open_run,  # late: `import bert_jax` imports no jax
+    )
 
     return open_run(path, **options)

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from bert_jax import errors
+from bert_jax.common import errors
 
 COMMANDS = ("prepare", "main", "finetune", "features", "convert", "score", "plan", "reproduce")
 

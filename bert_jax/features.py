@@ -24,18 +24,19 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from bert_jax import errors, memory
-from bert_jax.command_line import OUTPUT
-from bert_jax.compile_cache import keep_programs
+from bert_jax.common import errors
+from bert_jax.common.command_line import OUTPUT
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import written_whole
+from bert_jax.common.flag_parsing import path_flag
+from bert_jax.common.outputs import check_output
+from bert_jax.common.progress import Progress
 from bert_jax.data.opened import read_lines
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.errors import UserError
-from bert_jax.files import written_whole
-from bert_jax.flag_parsing import path_flag
-from bert_jax.inference import Model, load
-from bert_jax.outputs import check_output
-from bert_jax.progress import Progress
+from bert_jax.inference.loading import Model, load
 from bert_jax.tasks.squad_windows import Pieces, windows
+from bert_jax.training import memory
+from bert_jax.training.compile_cache import keep_programs
 
 LEVELS = ("pieces", "words", "text")
 _CHUNK = 1024  # texts at a time: bounds the memory, whatever the file

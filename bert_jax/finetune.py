@@ -21,36 +21,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import (
-    distributed,
-    errors,
-    inference,
-    memory,
-    optim,
-    prediction_table,
-    run_format,
-    schemas,
-    sharding,
-    tasks,
-    train,
-    weights,
-)
-from bert_jax.checkpoint import has_checkpoint, load_params
-from bert_jax.command_line import CONFIG, OUTPUT, WORKDIR, changed, given
-from bert_jax.compile_cache import keep_programs
-from bert_jax.config import check_ranges, encoder_config
+from bert_jax import tasks
+from bert_jax.common import errors, run_format, schemas
+from bert_jax.common.command_line import CONFIG, OUTPUT, WORKDIR, changed, given
+from bert_jax.common.files import read_checked, read_text
+from bert_jax.common.outputs import check_folder, check_output
 from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.files import read_checked, read_text
-from bert_jax.finetune_start import as_begun, initial_params, open_initial, read_splits
+from bert_jax.inference import loading
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
-from bert_jax.outputs import check_folder, check_output
-from bert_jax.settings import never_reached
-from bert_jax.task_report import Examples, write_results, write_task
+from bert_jax.reports.finetuning import Examples, write_results, write_task
+from bert_jax.tasks import prediction_table
 from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
-from bert_jax.trainer import build_trainer
-from bert_jax.workdir import alone_in, check_same, format_of, prepare_workdir
+from bert_jax.training import distributed, loop, memory, optim, sharding
+from bert_jax.training.checkpoint import has_checkpoint, load_params
+from bert_jax.training.compile_cache import keep_programs
+from bert_jax.training.config import check_ranges, encoder_config
+from bert_jax.training.settings import never_reached
+from bert_jax.training.trainer import build_trainer
+from bert_jax.training.workdir import alone_in, check_same, format_of, prepare_workdir
+from bert_jax.weights import store
+from bert_jax.weights.finetune_start import as_begun, initial_params, open_initial, read_splits
 
 MAY_CHANGE = (
     "data", "train", "dev", "test", "init_from", "log_every", "checkpoint_minutes",
@@ -88,10 +80,10 @@ class Inputs:
     task: Task  # fitted to the training examples
     examples: Examples
     features: dict[str, list[Feature]]  # of each split of the examples
-    model: weights.Pretrained  # to start from
+    model: store.Pretrained  # to start from
     encoder: EncoderConfig
     widths: Sequence[int]  # that batches may have; of training and evaluation
-    phase: train.Phase
+    phase: loop.Phase
 
 
 def read_inputs(config: Any, workdir: Path | None = None, chosen: Collection[str] = ()) -> Inputs:
@@ -156,7 +148,7 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
         "train_features": _fingerprint(features["train"]),  # the order of batches is made of them
         "dev_examples": _fingerprint_of(examples["dev"]),  # the scores of checkpoints are of them
     }
-    longer = train.longer(config, phase.stop, workdir)
+    longer = loop.longer(config, phase.stop, workdir)
     prepare_workdir(
         workdir, described, (*MAY_CHANGE, "widths"), tokenizer,
         lambda folder: write_task(folder, task), may_grow=MAY_GROW,
@@ -176,16 +168,16 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
         )  # fmt: skip
         return task.decode(examples[split], features[split], outputs)
 
-    def evaluate(params: Any, phase: train.Phase) -> dict[str, float]:
+    def evaluate(params: Any, phase: loop.Phase) -> dict[str, float]:
         return task.score(examples["dev"], predictions(params, "dev"))
 
     every = config.eval_every or max(1, math.ceil(phase.stop / max(config.epochs, 1)))
-    schedule = train.Schedule(
+    schedule = loop.Schedule(
         phase.stop, config.log_every, every, every, config.keep_checkpoints, best=task.metric,
         checkpoint_minutes=config.checkpoint_minutes,
     )  # fmt: skip
     with alone_in(workdir):
-        train.run(trainer, [phase], schedule, workdir, initial, evaluate)
+        loop.run(trainer, [phase], schedule, workdir, initial, evaluate)
     best = load_params(workdir, trainer.abstract_state["params"], best=True)
     facts = {
         "steps": phase.stop,
@@ -278,7 +270,7 @@ def apply_model(
     if output:
         prediction_table.check_format(output)
         output = check_output(output)
-    model = inference.load(workdir, config.dtype)
+    model = loading.load(workdir, config.dtype)
     task = model.task
     if task is None or task.name != config.task:
         trained = "nothing" if task is None else task.name
@@ -374,7 +366,7 @@ def check_settings(config: Any, model: Mapping[str, Any]) -> None:
 def build_phase(
     config: Any, encoder: EncoderConfig, features: Sequence[Feature], tokenizer: Tokenizer,
     steps: int, widths: Sequence[int],
-) -> train.Phase:  # fmt: skip
+) -> loop.Phase:  # fmt: skip
     """The one phase of fine-tuning: `steps` over the features (windows of long texts)."""
     arrays = [feature.arrays for feature in features]
 
@@ -388,7 +380,7 @@ def build_phase(
         passes = 3 if config.features else 1  # a frozen encoder has no backward pass: a third
         return model_flops(encoder, int(np.prod(rows)), width, 0) / passes
 
-    return train.Phase(0, steps, config.max_length, config.batch_size, flops, batches, lambda: ())
+    return loop.Phase(0, steps, config.max_length, config.batch_size, flops, batches, lambda: ())
 
 
 def _fingerprint(features: Sequence[Feature]) -> str:

@@ -16,30 +16,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import distributed, errors, memory, sharding, train
-from bert_jax.checkpoint import has_checkpoint
-from bert_jax.command_line import CONFIG, WORKDIR, changed
-from bert_jax.compile_cache import keep_programs
-from bert_jax.config import Stretch, check_ranges, encoder_config, stretches
+from bert_jax.common import errors
+from bert_jax.common.command_line import CONFIG, WORKDIR, changed
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import read_json, read_text, write_whole
+from bert_jax.common.outputs import check_folder
+from bert_jax.common.run_format import FORMAT
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Batch, Instances, empty_batch
 from bert_jax.data.loader import eval_batches, logged, train_batches
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.errors import UserError
-from bert_jax.files import read_json, read_text, write_whole
 from bert_jax.models import kernels
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.objectives.mlm import MaskedLM
-from bert_jax.outputs import check_folder
-from bert_jax.report import is_finished, write_report
-from bert_jax.run_format import FORMAT
-from bert_jax.settings import never_reached
-from bert_jax.trainer import Trainer, build_trainer
-from bert_jax.weights import merge, open_model
-from bert_jax.workdir import alone_in, format_of, prepare_workdir
+from bert_jax.reports.pretraining import is_finished, write_report
+from bert_jax.training import distributed, loop, memory, sharding
+from bert_jax.training.checkpoint import has_checkpoint
+from bert_jax.training.compile_cache import keep_programs
+from bert_jax.training.config import Stretch, check_ranges, encoder_config, stretches
+from bert_jax.training.settings import never_reached
+from bert_jax.training.trainer import Trainer, build_trainer
+from bert_jax.training.workdir import alone_in, format_of, prepare_workdir
+from bert_jax.weights.store import merge, open_model
 
 # What may change when a run is continued, and what may grow; else it would be another run.
 MAY_CHANGE = (
@@ -64,7 +65,7 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
 
     chosen: names of fields that the user set.
     Raises: UserError: a setting, the corpus, `init_from` or what lies in `workdir` does not fit;
-      else as `train.run`.
+      else as `loop.run`.
     """
     check_ranges(config, chosen)
     if not config.corpus:
@@ -80,7 +81,7 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
     trainer.check_memory()
     starts = config.init_from and not distributed.from_main(has_checkpoint(workdir))
     initial = _initial_params(config, corpus, trainer) if starts else None
-    longer = train.longer(config, config.steps, workdir)
+    longer = loop.longer(config, config.steps, workdir)
     # Only now: a config that cannot be leaves nothing behind.
     _prepare(config, corpus, workdir)
     distributed.say(longer)
@@ -96,7 +97,7 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
         distributed.say(line)
     distributed.say(passes(phases))
     with alone_in(workdir):
-        state, held_out = train.run(trainer, phases, schedule, workdir, initial)
+        state, held_out = loop.run(trainer, phases, schedule, workdir, initial)
     params = sharding.to_host(state["params"])
     if distributed.is_main():
         last = phases[-1]
@@ -125,9 +126,9 @@ def build_objective(config: Any, tokenizer: Tokenizer, format: int = FORMAT) -> 
     return MaskedLM(encoder, masking, config.nsp, config.seed, format)
 
 
-def build_schedule(config: Any, objective: LanguageModel) -> train.Schedule:
+def build_schedule(config: Any, objective: LanguageModel) -> loop.Schedule:
     """How often the loop does what."""
-    return train.Schedule(
+    return loop.Schedule(
         config.steps, config.log_every, config.eval_every, config.checkpoint_every,
         config.keep_checkpoints, config.keep_every, f"{objective.name}_loss",
         config.checkpoint_minutes,
@@ -136,7 +137,7 @@ def build_schedule(config: Any, objective: LanguageModel) -> train.Schedule:
 
 def build_phases(
     config: Any, corpus: Corpus, objective: LanguageModel, mesh: jax.sharding.Mesh
-) -> list[train.Phase]:
+) -> list[loop.Phase]:
     """One phase, or a short one and a long one (paper, A.2)."""
     return [_phase(config, corpus, objective, mesh, part) for part in stretches(config)]
 
@@ -147,7 +148,7 @@ def _phase(
     objective: LanguageModel,
     mesh: jax.sharding.Mesh,
     part: Stretch,
-) -> train.Phase:
+) -> loop.Phase:
     size, seq_length = part.batch_size, part.seq_length
     sharding.check_batch(mesh, size, config.accumulation)
     rows = sharding.local_rows(mesh, size)
@@ -160,7 +161,7 @@ def _phase(
     if encoder.kernels and not fits(shape, encoder.width, encoder.heads, encoder.head_width):
         distributed.say(kernels.NOT_HERE)
     flops = model_flops(encoder, size, seq_length, objective.predictions(seq_length))
-    return train.Phase(
+    return loop.Phase(
         start=part.start,
         stop=part.stop,
         seq_length=seq_length,
@@ -174,7 +175,7 @@ def _phase(
     )
 
 
-def passes(phases: Sequence[train.Phase]) -> str:
+def passes(phases: Sequence[loop.Phase]) -> str:
     """How often a run goes over its corpus, as `10,000 steps of 16 sequences: 3.2 passes ...`."""
     parts = []
     total = 0.0

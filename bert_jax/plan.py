@@ -38,20 +38,22 @@ import jax
 import numpy as np
 from absl import flags
 
-from bert_jax import errors, sharding, tpu
-from bert_jax.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY, changed
-from bert_jax.config import check_ranges, stretches
+from bert_jax.common import errors
+from bert_jax.common.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY, changed
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import read_json, write_json
+from bert_jax.common.outputs import check_output
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.instances import empty_batch
-from bert_jax.errors import UserError
-from bert_jax.files import read_json, write_json
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
 from bert_jax.objectives.base import LanguageModel
-from bert_jax.outputs import check_output
-from bert_jax.plan_text import plan_text, search_text
-from bert_jax.program import Program, read_program
-from bert_jax.trainer import build_trainer
+from bert_jax.planning import tpu
+from bert_jax.planning.program import Program, read_program
+from bert_jax.planning.text import plan_text, search_text
+from bert_jax.training import sharding
+from bert_jax.training.config import check_ranges, stretches
+from bert_jax.training.trainer import build_trainer
 
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 30522, "Used where the config names no corpus.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from absl import flags
 
-from bert_jax import errors
-from bert_jax.command_line import CONFIG, changed
-from bert_jax.config import check_ranges
-from bert_jax.data.beam import Beam
-from bert_jax.data.build import prepare
-from bert_jax.errors import UserError
-from bert_jax.flag_parsing import path_flag
-from bert_jax.outputs import check_folder
+from bert_jax.common import errors
+from bert_jax.common.command_line import CONFIG, changed
+from bert_jax.common.errors import UserError
+from bert_jax.common.flag_parsing import path_flag
+from bert_jax.common.outputs import check_folder
+from bert_jax.preparing.beam import Beam
+from bert_jax.preparing.build import prepare
+from bert_jax.training.config import check_ranges
 
 _OUT = path_flag("out", "Folder of the corpus to make.")
 _RUNNER = flags.DEFINE_string(

@@ -24,17 +24,18 @@ from typing import Any
 
 import jax
 
-from bert_jax import disk, distributed, errors, finetune, memory, plan, schemas, tpu, weights
+from bert_jax import finetune, plan
 from bert_jax import main as pretraining
-from bert_jax.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, given
-from bert_jax.compile_cache import keep_programs
-from bert_jax.config import check_ranges, choose
+from bert_jax.common import errors, schemas
+from bert_jax.common.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, given
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import read_checked
+from bert_jax.common.outputs import check_folder, check_report
+from bert_jax.common.progress import Progress
 from bert_jax.data.corpus import open_corpus
-from bert_jax.errors import UserError
-from bert_jax.files import read_checked
-from bert_jax.grid import GRIDS, check_grid, name_of, settings
-from bert_jax.outputs import check_folder, check_report
-from bert_jax.paper import (
+from bert_jax.experiments import disk
+from bert_jax.experiments.grid import GRIDS, check_grid, name_of, settings
+from bert_jax.experiments.paper import (
     FROM_CHECKPOINT,
     PRETRAININGS,
     SIZES,
@@ -44,12 +45,16 @@ from bert_jax.paper import (
     columns,
     get_table,
     size_name,
-)  # fmt: skip
-from bert_jax.progress import Progress
-from bert_jax.reproduce_report import Cell, Result, write_table
-from bert_jax.settings import check_effects, check_values
+)
+from bert_jax.planning import tpu
+from bert_jax.reports.reproduction import Cell, Result, write_table
 from bert_jax.tasks import TASKS, family
-from bert_jax.workdir import check_same, claimed
+from bert_jax.training import distributed, memory
+from bert_jax.training.compile_cache import keep_programs
+from bert_jax.training.config import check_ranges, choose
+from bert_jax.training.settings import check_effects, check_values
+from bert_jax.training.workdir import check_same, claimed
+from bert_jax.weights import store
 
 # Folders of GLUE's archive.
 _GLUE = {
@@ -200,7 +205,7 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
         with _told_of(task):
             check_ranges(one)
             if one.add_tokens:
-                weights.read_tokens(one.add_tokens)
+                store.read_tokens(one.add_tokens)
         try:  # now, not after hours of pre-training
             with _told_of(task):
                 _, splits = finetune.read_examples(one)
@@ -288,7 +293,7 @@ def disk_needed(config: Any, todo: Sequence[Job]) -> int:
         passing.append(size * (along + job.config.keep_checkpoints + 1 - len(kept)))
     sizes = [disk.checkpoint_bytes(job.config.model, vocab_size) for job in pretrainings]
     if starts_from_checkpoint(config):
-        model = weights.open_model(config.checkpoint)
+        model = store.open_model(config.checkpoint)
         sizes.append(disk.checkpoint_bytes(model.model, model.tokenizer.vocab_size))
     tunings = [job.config.keep_checkpoints + 2 for job in left if "task" in job.config]
     passing += [max(tunings, default=0) * max(sizes, default=0)]
@@ -305,7 +310,7 @@ def check_settings(config: Any, todo: Sequence[Job]) -> None:
     }
     left = [job for job in todo if "task" in job.config and not job.result.exists()]
     if left and starts_from_checkpoint(config):
-        made[None] = weights.open_model(config.checkpoint).model
+        made[None] = store.open_model(config.checkpoint).model
     for job in left:
         with _told_of(job.config.task):
             finetune.check_settings(job.config, made[job.needs])

@@ -8,9 +8,10 @@ Prediction files are those that fine-tuning writes, or the official scorers read
 import json
 from pathlib import Path
 
-from bert_jax import errors, tasks
-from bert_jax.files import plain, read_json
-from bert_jax.flag_parsing import path_flag
+from bert_jax import tasks
+from bert_jax.common import errors
+from bert_jax.common.files import plain, read_json
+from bert_jax.common.flag_parsing import path_flag
 from bert_jax.tasks.base import Source
 
 _TASK = path_flag("task", "A task's name, or the task.json of a fine-tuned model.")

@@ -20,9 +20,9 @@ Arguments (after the colon):
 
 import ml_collections
 
-from bert_jax.config import choose, parse_arg
 from bert_jax.tasks import FAMILIES, get_task
 from bert_jax.tasks import family as family_of
+from bert_jax.training.config import choose, parse_arg
 
 # max_length, batch_size, learning_rate, epochs: by family, and where the paper has others, by task.
 _PAPER = {

@@ -5,7 +5,7 @@ Arguments: `source`, e.g. `--config=configs/prepare.py:source=wikiextractor`.
 
 import ml_collections
 
-from bert_jax.config import parse_arg
+from bert_jax.training.config import parse_arg
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -27,7 +27,7 @@ Acceptance figure for BERT-Base on English: held-out perplexity about 4.0, NSP a
 
 import ml_collections
 
-from bert_jax.config import SIZES, choose, parse_arg
+from bert_jax.training.config import SIZES, choose, parse_arg
 
 PRESETS = {
     "paper": {

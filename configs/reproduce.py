@@ -23,10 +23,10 @@ configs/finetune.py: every field can be set. A task without data is left out, an
 
 import ml_collections
 
-from bert_jax.config import choose, parse_arg
-from bert_jax.grid import GRIDS
-from bert_jax.paper import BASE, FROM_CHECKPOINT, LAPTOP_TASKS, SIZES, TASKS
+from bert_jax.experiments.grid import GRIDS
+from bert_jax.experiments.paper import BASE, FROM_CHECKPOINT, LAPTOP_TASKS, SIZES, TASKS
 from bert_jax.tasks import TASKS as KNOWN_TASKS
+from bert_jax.training.config import choose, parse_arg
 from configs import finetune, pretrain
 
 # By scale: argument of configs/pretrain.py and of configs/finetune.py, and fields of the first.

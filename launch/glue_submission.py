@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bert_jax import errors
-from bert_jax.errors import UserError
-from bert_jax.flag_parsing import path_flag
+from bert_jax.common import errors
+from bert_jax.common.errors import UserError
+from bert_jax.common.flag_parsing import path_flag
 from bert_jax.tasks.glue import zip_submission
 
 _OUT = path_flag("out", "The zip file to write.", "glue.zip")

@@ -10,7 +10,7 @@ corpus=corpora/pydocs task=corpora/pydocs_task run=runs/quickstart
 # The documentation of whatever is installed: a later call must not notice that packages were added.
 [ -e "$corpus/corpus.json" ] || python -m bert_jax.prepare \
   --config=configs/prepare.py:source=pydocs --config.vocab_size=8192 --config.held_out=0.05 --out="$corpus"
-[ -e "$task" ] || python -m bert_jax.data.pydocs_task --corpus="$corpus" --out="$task"
+[ -e "$task" ] || python -m bert_jax.pydocs_task --corpus="$corpus" --out="$task"
 python -m bert_jax.main --config=configs/pretrain.py:size=tiny,seq=64,preset=quickstart \
   --config.corpus="$corpus" --workdir="$run"
 

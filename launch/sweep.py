@@ -25,15 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags
 from matplotlib.figure import Figure
 
-from bert_jax import disk, distributed, errors, figures, finetune, memory, schemas, weights
-from bert_jax.command_line import CONFIG, WORKDIR, given
-from bert_jax.compile_cache import keep_programs
-from bert_jax.config import check_ranges
-from bert_jax.files import read_checked, write_json, write_whole
-from bert_jax.grid import GRIDS, check_grid, name_of, read_grid, settings
-from bert_jax.outputs import check_folder, check_report
-from bert_jax.progress import Progress
-from bert_jax.workdir import check_same
+from bert_jax import finetune
+from bert_jax.common import errors, figures, schemas
+from bert_jax.common.command_line import CONFIG, WORKDIR, given
+from bert_jax.common.files import read_checked, write_json, write_whole
+from bert_jax.common.outputs import check_folder, check_report
+from bert_jax.common.progress import Progress
+from bert_jax.experiments import disk
+from bert_jax.experiments.grid import GRIDS, check_grid, name_of, read_grid, settings
+from bert_jax.training import distributed, memory
+from bert_jax.training.compile_cache import keep_programs
+from bert_jax.training.config import check_ranges
+from bert_jax.training.workdir import check_same
+from bert_jax.weights import store
 from configs.finetune import get_config
 
 _GRID = flags.DEFINE_string(
@@ -57,7 +61,7 @@ def main() -> None:
     check_chosen(config, given(), _GRID.value)
     folder = check_folder(Path(workdir))
     check_report(folder, ("sweep.json", "sweep.md", "sweep.png"), ("settings", "best_run"))
-    model = weights.open_model(config.init_from)
+    model = store.open_model(config.init_from)
     # Of the best run so far and of the one at work: the newest, the best, and one being written.
     size = disk.checkpoint_bytes(model.model, model.tokenizer.vocab_size)
     distributed.say(disk.told(2 * (config.keep_checkpoints + 2) * size, folder))

@@ -32,10 +32,11 @@ def make_bench(bench: Path) -> None:
     import tiny_corpus
     import tiny_tasks
 
-    from bert_jax import hugging_face, main, tasks, tf1, weights
-    from bert_jax.data.vocabulary import train_vocabulary
+    from bert_jax import main, tasks
     from bert_jax.models.body import Body
+    from bert_jax.preparing.vocabulary import train_vocabulary
     from bert_jax.tasks.base import Source
+    from bert_jax.weights import hugging_face, store, tf1
 
     corpus = tiny_corpus.write_corpus(bench / "corpus")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -58,7 +59,7 @@ def make_bench(bench: Path) -> None:
     shutil.move(vocabulary / "json" / "vocab.txt", vocabulary / "wordpiece" / "vocab.txt")
     _prepare(bench, killed=True)
     train_vocabulary([texts / "texts.txt"], "unigram", 150, True, vocabulary / "unigram")
-    base = weights.open_model(bench / "run")
+    base = store.open_model(bench / "run")
     hugging_face.write(bench / "hf", base)
     tf1.write(bench / "tf1", base)
     for number, (family, (write, custom)) in enumerate(tiny_tasks.FAMILIES.items()):
@@ -75,11 +76,11 @@ def make_bench(bench: Path) -> None:
         batch = {name: value[None] for name, value in features[0].arrays.items()}
         batch.setdefault("lengths", np.array([len(features[0].arrays["tokens"])], np.int32))
         params = task.objective(Body(body.encoder)).init(jax.random.key(number), batch)
-        model = weights.Pretrained(
+        model = store.Pretrained(
             base.model, jax.tree.map(np.asarray, _plain(params)), base.tokenizer,
             tasks.to_dict(task), tuning={"features": "", "max_length": 32},
         )  # fmt: skip
-        weights.save_model(bench / "tuned" / family, model)
+        store.save_model(bench / "tuned" / family, model)
         hugging_face.write(bench / "hf_tuned" / family, model)
         examples = task.read(source, "dev") or []
         predicted = task.baseline(task.read(source, "train") or [], examples)
@@ -123,7 +124,7 @@ def _pretraining(corpus: Path, **changes: Any) -> Any:
 
 
 def _digest_of_run(workdir: Path) -> str:
-    from bert_jax.checkpoint import load_params
+    from bert_jax.training.checkpoint import load_params
 
     return _digest(load_params(workdir))
 
@@ -201,9 +202,10 @@ def _apply(folder: Path, family: str, mode: str) -> Any:
 
 
 def _use(folder: Path, path: str) -> Any:
-    from bert_jax import inference, tasks
+    from bert_jax import tasks
+    from bert_jax.inference import loading
 
-    model = inference.load(folder / path)
+    model = loading.load(folder / path)
     sentence = "the old ship crosses the harbor."
     family = tasks.family(model.task) if model.task else ""
     if family == "classification":
@@ -219,10 +221,11 @@ def _use(folder: Path, path: str) -> Any:
 
 
 def _features(folder: Path) -> Any:
-    from bert_jax import features, inference
+    from bert_jax import features
+    from bert_jax.inference import loading
 
     out = folder / "out.npz"
-    model = inference.load(folder / "run")
+    model = loading.load(folder / "run")
     features.write_features(model, folder / "texts" / "texts.txt", out, [-1], "words")
     return hashlib.sha256(out.read_bytes()).hexdigest()
 
@@ -268,7 +271,7 @@ def _score(folder: Path, family: str) -> Any:
 
 def _prepare(folder: Path, killed: bool = False, **changes: Any) -> Any:
     """Prepares a corpus in this process. killed: only up to where a kill may come."""
-    from bert_jax.data import build, units
+    from bert_jax.preparing import build, units
     from configs import prepare as config_file
 
     config = config_file.get_config("source=text")

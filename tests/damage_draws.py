@@ -49,7 +49,7 @@ def _outcome(call: Callable[[], Any], sound: str | None) -> tuple[str, str]:
 
     sound: what it gives of sound inputs; None: ("made", that).
     """
-    from bert_jax import errors
+    from bert_jax.common import errors
 
     err = io.StringIO()
     try:

@@ -13,7 +13,7 @@ import tiny_corpus
 import tiny_tasks
 
 from bert_jax import finetune, main
-from bert_jax.checkpoint import load_params
+from bert_jax.training.checkpoint import load_params
 
 
 def pretrain(folder: Path, workdir: Path, **changes: Any) -> None:

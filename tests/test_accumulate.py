@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax import accumulate, sharding
 from bert_jax.models.layers import by_row
 from bert_jax.models.operations import dropout, product
 from bert_jax.objectives.base import Mean
+from bert_jax.training import accumulate, sharding
 
 ROWS, LENGTH, WIDTH, CLASSES = 32, 3, 16, 8
 SPECS = {"inner": PartitionSpec("fsdp", "tensor"), "outer": PartitionSpec("tensor", None)}

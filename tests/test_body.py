@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.models.body import FEATURES, Body
 from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
 from bert_jax.models.layers import apply

@@ -8,8 +8,8 @@ import tiny_corpus
 from test_earlier_runs import folder  # noqa: F401  a fixture
 
 from bert_jax import finetune, main
-from bert_jax.errors import UserError
-from bert_jax.workdir import check_same
+from bert_jax.common.errors import UserError
+from bert_jax.training.workdir import check_same
 
 
 def changed(**changes) -> dict:

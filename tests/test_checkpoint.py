@@ -13,10 +13,10 @@ import pytest
 import tiny_corpus
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax import seal, sharding
-from bert_jax.checkpoint import Checkpoints, check_fit, fingerprint, load_params
-from bert_jax.errors import Restart, UserError
-from bert_jax.workdir import prepare_workdir
+from bert_jax.common.errors import Restart, UserError
+from bert_jax.training import seal, sharding
+from bert_jax.training.checkpoint import Checkpoints, check_fit, fingerprint, load_params
+from bert_jax.training.workdir import prepare_workdir
 
 # Orbax leaves coroutines behind when a read fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -11,8 +11,8 @@ from flax import linen as nn
 from text_tasks import ROWS, TOKENIZER, write
 
 from bert_jax import tasks
+from bert_jax.common.errors import UserError
 from bert_jax.data.buckets import collate, ladder
-from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.tasks import scaling

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.program import Collective, read_program
+from bert_jax.planning.program import Collective, read_program
 
 
 def communicating(line, called=""):

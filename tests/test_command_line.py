@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bert_jax.__main__ import COMMANDS
-from bert_jax.errors import UserError
-from bert_jax.fields import Field
-from bert_jax.flag_parsing import from_home
-from bert_jax.settings import expand_paths, fields_of, flat
+from bert_jax.common.errors import UserError
+from bert_jax.common.fields import Field
+from bert_jax.common.flag_parsing import from_home
+from bert_jax.training.settings import expand_paths, fields_of, flat
 from configs import finetune, pretrain, reproduce
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_tasks import make_config
 
-from bert_jax import compile_cache, finetune
-from bert_jax.compile_cache import keep_programs, trim
+from bert_jax import finetune
+from bert_jax.training import compile_cache
+from bert_jax.training.compile_cache import keep_programs, trim
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import pytest
 import tiny_corpus
 from ml_collections import ConfigDict
 
-from bert_jax import main, optim, report
-from bert_jax.config import SIZES, check_ranges, encoder_config, parse_arg, stretches
-from bert_jax.errors import UserError
+from bert_jax import main
+from bert_jax.common.errors import UserError
+from bert_jax.reports import pretraining
+from bert_jax.training import optim
+from bert_jax.training.config import SIZES, check_ranges, encoder_config, parse_arg, stretches
 from configs import pretrain
 
 VOCABULARY = types.SimpleNamespace(  # of bert-base-uncased
@@ -320,7 +322,7 @@ def test_passes_over_the_corpus_are_told(corpus):
 
 def test_a_model_no_better_than_frequencies_is_told():
     unigram = {"mlm_loss": 5.0}
-    assert report.no_better("mlm", {"mlm_loss": 4.9}, unigram) == ""
+    assert pretraining.no_better("mlm", {"mlm_loss": 4.9}, unigram) == ""
     for loss in (5.0, 7.0, float("nan")):
-        said = report.no_better("mlm", {"mlm_loss": loss}, unigram)
+        said = pretraining.no_better("mlm", {"mlm_loss": loss}, unigram)
         assert "is no better than 5.000, that of the tokens' frequencies alone" in said

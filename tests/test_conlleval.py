@@ -7,7 +7,7 @@ import re
 import pytest
 from data_packs import pack
 
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.tasks import conll
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.tagging import Tagging

@@ -15,9 +15,10 @@ from data_packs import pack
 from golden_models import GOLDEN, plain, same
 from safetensors.numpy import load_file
 
-from bert_jax import convert, tf1
-from bert_jax.errors import UserError
-from bert_jax.weights import open_model, save_model
+from bert_jax import convert
+from bert_jax.common.errors import UserError
+from bert_jax.weights import tf1
+from bert_jax.weights.store import open_model, save_model
 
 TF_NAMES = [  # theirs in transformers, in a release
     (r"encoder\.layer\.(\d+)", r"encoder.layer_\1"),

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bert_jax.common.errors import UserError
 from bert_jax.data import corpus as corpus_module
 from bert_jax.data.corpus import open_corpus, shard_path
-from bert_jax.data.corpus_writer import RECORD_TOKENS, UnitWriter, assemble
 from bert_jax.data.tokenizer import wordpiece_tokenizer
-from bert_jax.errors import UserError
+from bert_jax.preparing.corpus_writer import RECORD_TOKENS, UnitWriter, assemble
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(95))]
 

@@ -11,8 +11,8 @@ import pytest
 import tiny_corpus
 from test_metrics import events, told
 
-from bert_jax import sharding
-from bert_jax.inference import load
+from bert_jax.inference.loading import load
+from bert_jax.training import sharding
 
 FOLDER = Path(__file__).parent / "fixtures" / "run_v1"
 

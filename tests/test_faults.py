@@ -23,11 +23,12 @@ import numpy as np
 import pytest
 from tiny_corpus import make_schedule, make_trainer, small_config
 
-from bert_jax import main, train
-from bert_jax.checkpoint import Checkpoints
-from bert_jax.errors import RESTART_CODE, Restart, Stopped, UserError, outcome
-from bert_jax.metrics import MetricsLog
-from bert_jax.workdir import alone_in
+from bert_jax import main
+from bert_jax.common.errors import RESTART_CODE, Restart, Stopped, UserError, outcome
+from bert_jax.training import loop
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.metrics import MetricsLog
+from bert_jax.training.workdir import alone_in
 
 SETTINGS = {"steps": 24, "checkpoint_every": 4, "eval_every": 10, "log_every": 2}
 
@@ -39,10 +40,10 @@ def run(corpus, workdir: Path, at_step_ten=lambda: None, **changes):
 
     def evaluate(params, phase):
         at_step_ten()
-        return train.held_out_means(trainer, params, phase)
+        return loop.held_out_means(trainer, params, phase)
 
     workdir.mkdir(exist_ok=True)
-    return train.run(trainer, phases, make_schedule(config), workdir, evaluate=evaluate)[0]
+    return loop.run(trainer, phases, make_schedule(config), workdir, evaluate=evaluate)[0]
 
 
 def steps_of(workdir: Path) -> list[int]:
@@ -174,7 +175,7 @@ def test_what_is_said_to_a_closed_terminal_is_no_error():
 def test_saving_by_the_clock_changes_no_bit(corpus, undisturbed, tmp_path, monkeypatch):
     """A step takes minutes, so every few one is saved besides, and the run goes on from it."""
     ticks = itertools.count()
-    monkeypatch.setattr(train, "time", types.SimpleNamespace(
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(
         monotonic=lambda: 240 * next(ticks), perf_counter=time.perf_counter
     ))  # fmt: skip
     saved = []
@@ -200,9 +201,9 @@ def test_all_processes_save_after_the_same_step(monkeypatch):
     """The clock of the main one decides, and it is asked rarely."""
     now, said = [0.0], []
     clock = types.SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr(train, "time", clock)
-    monkeypatch.setattr(train.distributed, "from_main", lambda v: said.append(v) or v)
-    main_one = train._SaveTimer(10, 0)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop.distributed, "from_main", lambda v: said.append(v) or v)
+    main_one = loop._SaveTimer(10, 0)
     due = []
     for step in range(1, 10_001):
         now[0] += 0.5
@@ -213,8 +214,8 @@ def test_all_processes_save_after_the_same_step(monkeypatch):
     assert len(said) < 30 * (len(due) + 1)
     now[0] = 0.0  # another process, whose clock stands still, follows
     answers = iter(said)
-    monkeypatch.setattr(train.distributed, "from_main", lambda _: next(answers))
-    other, followed = train._SaveTimer(10, 0), []
+    monkeypatch.setattr(loop.distributed, "from_main", lambda _: next(answers))
+    other, followed = loop._SaveTimer(10, 0), []
     for step in range(1, 10_001):
         if other.due(step, None):
             followed.append(step)
@@ -240,7 +241,7 @@ def test_a_second_interrupt_does_not_wait(corpus, tmp_path):
 def test_a_second_run_in_the_same_folder_is_refused(corpus_path, tmp_path):
     config, workdir = small_config(corpus=str(corpus_path), **SETTINGS), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "run", lambda *_: 1 / 0)
+        patch.setattr(loop, "run", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main.pretrain(config, workdir)  # as one that has only begun
         with alone_in(workdir), pytest.raises(UserError, match="another run is at work in"):

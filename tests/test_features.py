@@ -7,7 +7,7 @@ import programs
 import pytest
 
 import bert_jax
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.features import write_features
 
 # The second word of the first text is unknown letters: several pieces. The third line is empty.

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from bert_jax import figures
-from bert_jax.files import (
+from bert_jax.common import figures
+from bert_jax.common.files import (
     UNFINISHED,
     folder_written_whole,
     read_json,

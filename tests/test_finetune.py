@@ -8,8 +8,8 @@ import tiny_corpus
 from tiny_tasks import FAMILIES, bits, make_config, run, settings, write_classification
 
 from bert_jax import finetune, tasks
-from bert_jax.checkpoint import load_params
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
+from bert_jax.training.checkpoint import load_params
 
 pytestmark = pytest.mark.usefixtures("on_first_device")
 

@@ -14,10 +14,11 @@ import programs
 import pytest
 from tiny_tasks import make_config, settings
 
-from bert_jax import finetune, finetune_start, tasks
-from bert_jax.config import encoder_config
-from bert_jax.errors import UserError
+from bert_jax import finetune, tasks
+from bert_jax.common.errors import UserError
 from bert_jax.models.body import Body
+from bert_jax.training.config import encoder_config
+from bert_jax.weights import finetune_start
 from configs import finetune as config_file
 from configs import pretrain
 

@@ -15,7 +15,7 @@ import tiny_tasks
 from tiny_tasks import bits
 
 from bert_jax import finetune
-from bert_jax.checkpoint import load_params
+from bert_jax.training.checkpoint import load_params
 from configs import finetune as config_file
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,9 +9,10 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from tiny_tasks import bits, examples, make_config, run
 
-from bert_jax import finetune, finetune_start, tasks, weights
-from bert_jax.checkpoint import Checkpoints, load_params
+from bert_jax import finetune, tasks
 from bert_jax.tasks.classification import Classification
+from bert_jax.training.checkpoint import Checkpoints, load_params
+from bert_jax.weights import finetune_start, store
 
 pytestmark = pytest.mark.usefixtures("on_first_device")
 
@@ -102,7 +103,7 @@ def test_new_tokens_are_learnt_and_stay_with_the_model(trained, data, tmp_path):
     tokens = tmp_path / "new.txt"
     tokens.write_text("shipzz\nsongzz\n")
     run(trained, data, tmp_path / "run", add_tokens=str(tokens), epochs=1.0)
-    before, after = weights.open_model(trained), weights.open_model(tmp_path / "run")
+    before, after = store.open_model(trained), store.open_model(tmp_path / "run")
     assert after.tokenizer.vocab_size == before.tokenizer.vocab_size + 2
     assert after.tokenizer.encode("the shipzz")[-1] == before.tokenizer.vocab_size
     table = after.params["encoder"]["embeddings"]["token"]
@@ -115,7 +116,7 @@ def test_new_tokens_are_learnt_and_stay_with_the_model(trained, data, tmp_path):
 def test_what_is_cut_is_counted(trained, data, tmp_path, capsys):
     run(trained, data, tmp_path / "run", epochs=0.04, max_length=9)
     said = capsys.readouterr().err
-    tokenizer = weights.open_model(trained).tokenizer
+    tokenizer = store.open_model(trained).tokenizer
     for split, count in (("train", 480), ("dev", 60)):
         texts = [text for _, text in examples(count, len(split))]
         cut = sum(len(ids) > 7 for ids in tokenizer.encode_batch(texts))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax import sharding
 from bert_jax.data.buckets import collate, ladder
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.objectives.finetuning import Choose, Classify, Span, Tag
+from bert_jax.training import sharding
 
 ENCODER = EncoderConfig(
     vocab_size=31, layers=1, width=8, heads=2, head_width=4, feed_forward=16, max_positions=48

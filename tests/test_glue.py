@@ -10,7 +10,7 @@ from data_packs import pack
 from text_tasks import ROWS, write
 
 from bert_jax import tasks
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.tasks import glue, text_table
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.classification import TextExample

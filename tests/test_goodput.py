@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bert_jax import goodput
+from bert_jax.training import goodput
 
 
 def ledger_in(workdir, step=0):

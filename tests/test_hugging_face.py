@@ -12,15 +12,16 @@ import pytest
 from golden_models import CLASSES, GOLDEN, change_config, same
 from safetensors.numpy import load_file, save_file
 
-from bert_jax import hugging_face, tasks
-from bert_jax.config import encoder_config
+from bert_jax import tasks
+from bert_jax.common.errors import UserError
 from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
-from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder, padding_mask
 from bert_jax.models.heads import Classifier, MlmHead, Pooler
 from bert_jax.models.layers import apply
-from bert_jax.weights import open_model
+from bert_jax.training.config import encoder_config
+from bert_jax.weights import hugging_face
+from bert_jax.weights.store import open_model
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from golden_models import CLASSES, GOLDEN, change_config
 from safetensors.numpy import load_file, save_file
 
 import bert_jax
-from bert_jax import hugging_face, tasks
-from bert_jax.errors import UserError
-from bert_jax.weights import open_model
+from bert_jax import tasks
+from bert_jax.common.errors import UserError
+from bert_jax.weights import hugging_face
+from bert_jax.weights.store import open_model
 
 
 def test_labels_and_kinds_of_published_models(tmp_path):

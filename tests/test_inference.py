@@ -9,7 +9,7 @@ import pytest
 import tiny_corpus
 
 import bert_jax
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.models.encoder import Encoder, padding_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply

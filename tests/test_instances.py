@@ -14,10 +14,10 @@ import pytest
 import reference_instances as reference
 from reference_instances import CLS, FIRST, PAD, SEP, make, numbered, random_documents, rows
 
+from bert_jax.common.errors import UserError
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.draws import Purpose, below, random_bits, uniform
 from bert_jax.data.instances import Instances
-from bert_jax.errors import UserError
 
 SHAPES = {  # documents, sentences, longest sentence, share of sentences 40 times as long
     "ordinary": (20, 30, 12, 0.0),

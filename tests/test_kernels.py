@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import sharding
 from bert_jax.models import kernels, operations
 from bert_jax.models.encoder import Encoder, EncoderConfig
 from bert_jax.models.layers import apply
+from bert_jax.training import sharding
 
 B, S, N, H = 2, 128, 2, 64
 D = N * H

@@ -19,7 +19,7 @@ from bert_jax.models.operations import dropout
 from bert_jax.objectives import finetuning
 from bert_jax.objectives.base import Mean
 from bert_jax.objectives.ltr import LeftToRight
-from bert_jax.trainer import Trainer
+from bert_jax.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)

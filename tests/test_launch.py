@@ -12,7 +12,7 @@ import pytest
 from tiny_tasks import FAMILIES, make_config, write_classification
 
 from bert_jax import finetune
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.tasks import get_task
 from bert_jax.tasks.base import Source
 from configs.finetune import get_config

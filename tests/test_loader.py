@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from reference_instances import make, random_documents
 
+from bert_jax.common.errors import Restart, UserError
 from bert_jax.data.loader import eval_batches, train_batches
-from bert_jax.errors import Restart, UserError
 
 BATCH, STEPS = 12, 40
 

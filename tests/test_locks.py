@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from bert_jax import locks
-from bert_jax.data import build
-from bert_jax.errors import UserError
-from bert_jax.locks import locked
-from bert_jax.workdir import alone_in, claimed
+from bert_jax.common import locks
+from bert_jax.common.errors import UserError
+from bert_jax.common.locks import locked
+from bert_jax.preparing import build
+from bert_jax.training.workdir import alone_in, claimed
 
 
 @pytest.fixture(autouse=True)

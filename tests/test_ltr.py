@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 from tiny_corpus import make_trainer, one_device, small_config
 
-from bert_jax import main, train
-from bert_jax.checkpoint import Checkpoints
-from bert_jax.config import check_ranges
-from bert_jax.errors import UserError
-from bert_jax.inference import Model
+from bert_jax import main
+from bert_jax.common.errors import UserError
+from bert_jax.inference.loading import Model
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.objectives.ltr import LeftToRight
-from bert_jax.report import write_report
-from bert_jax.weights import open_model
+from bert_jax.reports.pretraining import write_report
+from bert_jax.training import loop
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.config import check_ranges
+from bert_jax.weights.store import open_model
 
 CONFIG = EncoderConfig(
     vocab_size=37, layers=2, width=16, heads=2, head_width=8, feed_forward=32, max_positions=12,
@@ -115,8 +116,8 @@ def run(corpus, tmp_path_factory):
     corpus.tokenizer.save(workdir / "tokenizer")
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     trainer, phases = make_trainer(config, corpus)
-    schedule = train.Schedule(12, 4, 12, 5, config.keep_checkpoints, config.keep_every)
-    state, held_out = train.run(trainer, phases, schedule, workdir)
+    schedule = loop.Schedule(12, 4, 12, 5, config.keep_checkpoints, config.keep_every)
+    state, held_out = loop.run(trainer, phases, schedule, workdir)
     batches = main.held_out_batches(config, corpus, 32, 16)
     write_report(workdir, corpus, trainer.objective, state["params"], 12, held_out, batches)
     return workdir, state["params"]
@@ -154,7 +155,7 @@ def test_every_so_many_steps_a_checkpoint_stays(run):
 
 
 def test_what_such_a_model_is_not_for_is_said(run, tmp_path):
-    from bert_jax import hugging_face
+    from bert_jax.weights import hugging_face
 
     model = open_model(run[0])
     assert model.body("float32").encoder.causal

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from bert_jax import main, memory
-from bert_jax.errors import UserError
+from bert_jax import main
+from bert_jax.common.errors import UserError
+from bert_jax.training import memory
 
 # Page faults of filling so much memory again that another thread has filled and freed before.
 FILL_TWICE = textwrap.dedent("""

@@ -11,10 +11,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from bert_jax import events as events_lib
-from bert_jax import metrics
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.objectives.base import Mean
+from bert_jax.training import events as events_lib
+from bert_jax.training import metrics
 
 
 def mean(total: float, count: float) -> Mean:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from tiny_model import TINY, boxed_shapes, encode, pretraining, random_params, some_batch
 
-from bert_jax.config import SIZES
 from bert_jax.models import layers
 from bert_jax.models.encoder import (
     Encoder,
@@ -20,6 +19,7 @@ from bert_jax.models.encoder import (
     padding_mask,
 )
 from bert_jax.models.heads import Pooler
+from bert_jax.training.config import SIZES
 
 ACTIVATION = {"bert_erf": "gelu", "bert_tanh": "gelu_tanh"}
 

@@ -11,11 +11,11 @@ import pytest
 from test_train import lines
 from tiny_corpus import make_schedule, make_trainer, one_device, small_config
 
-from bert_jax import train
-from bert_jax.checkpoint import Checkpoints
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.objectives.base import Mean
-from bert_jax.trainer import Trainer
+from bert_jax.training import loop
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def run(corpus, workdir, bad: str, steps: tuple[int, ...], **schedule):
         objective, lambda _: optax.adam(1e-3), lambda _: 1e-3, one_device(), example, config.seed
     )
     with pytest.raises(UserError) as error:
-        train.run(trainer, phases, make_schedule(config), workdir)
+        loop.run(trainer, phases, make_schedule(config), workdir)
     return str(error.value), met, trainer
 
 

@@ -16,7 +16,7 @@ from tiny_corpus import documents
 from tiny_tasks import TOPICS, write_classification
 
 import bert_jax
-from bert_jax.metrics import read_metrics
+from bert_jax.training.metrics import read_metrics
 from configs import finetune, prepare, pretrain
 
 ROOT = Path(__file__).resolve().parents[1]

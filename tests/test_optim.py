@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from bert_jax import optim
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.training import optim
 from configs import pretrain
 
 RELEASED = {  # google-research/bert optimization.py

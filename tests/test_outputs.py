@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from golden_models import GOLDEN
 
-from bert_jax import features, hugging_face, plan
-from bert_jax.data.build import prepare
+from bert_jax import features, plan
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import write_whole
+from bert_jax.common.outputs import check_folder, check_output, check_report
 from bert_jax.data.corpus import PARTIAL
-from bert_jax.errors import UserError
-from bert_jax.files import write_whole
-from bert_jax.inference import Model
-from bert_jax.outputs import check_folder, check_output, check_report
+from bert_jax.inference.loading import Model
+from bert_jax.preparing.build import prepare
 from bert_jax.tasks import glue
-from bert_jax.weights import open_model, save_model
-from bert_jax.workdir import prepare_workdir
+from bert_jax.training.workdir import prepare_workdir
+from bert_jax.weights import hugging_face
+from bert_jax.weights.store import open_model, save_model
 from configs import prepare as prepare_config
 
 

@@ -7,10 +7,12 @@ import pytest
 from tiny_corpus import one_device
 from tpu_compiler import needs_compiler
 
-from bert_jax import main, metrics, plan, tpu
-from bert_jax.errors import UserError
-from bert_jax.plan_text import plan_text, search_text
-from bert_jax.program import Collective, Kernel, Program
+from bert_jax import main, plan
+from bert_jax.common.errors import UserError
+from bert_jax.planning import tpu
+from bert_jax.planning.program import Collective, Kernel, Program
+from bert_jax.planning.text import plan_text, search_text
+from bert_jax.training import metrics
 from configs import pretrain
 
 GIB = 2**30

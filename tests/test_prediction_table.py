@@ -12,9 +12,9 @@ from tiny_tasks import make_config
 
 import bert_jax
 from bert_jax import finetune, tasks
-from bert_jax.errors import UserError
-from bert_jax.prediction_table import write_table
-from bert_jax.weights import open_model, save_model
+from bert_jax.common.errors import UserError
+from bert_jax.tasks.prediction_table import write_table
+from bert_jax.weights.store import open_model, save_model
 
 NAMES = ("a", "b", "c")
 TASKS = {  # of a golden model's head, as a fine-tuning would have left it
@@ -190,7 +190,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_predicted(models, tmp
     def never(*args, **kwargs):
         raise AssertionError("it was predicted")
 
-    monkeypatch.setattr(bert_jax.inference.Model, "predict_table", never)
+    monkeypatch.setattr(bert_jax.inference.loading.Model, "predict_table", never)
     (tmp_path / "there.csv").write_text("precious")
     (tmp_path / "link.csv").symlink_to("there.csv")
     for output, name, content, message in (

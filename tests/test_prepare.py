@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from random_text import digests, random_text, sentences, text_config
 
-from bert_jax.data import units
-from bert_jax.data.build import prepare
+from bert_jax.common.errors import UserError
 from bert_jax.data.corpus import open_corpus
-from bert_jax.errors import UserError
+from bert_jax.preparing import units
+from bert_jax.preparing.build import prepare
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,7 +193,7 @@ def test_an_unfinished_run_with_other_settings_is_started_over(input_file, tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("bert_jax.data.build.assemble", stop)
+        patch.setattr("bert_jax.preparing.build.assemble", stop)
         prepare(text_config(input_file), tmp_path / "out", quiet=True)
     with pytest.raises(UserError, match="unfinished"):
         open_corpus(tmp_path / "out")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from random_text import digests, random_text, text_config
 
-from bert_jax.data import beam, units
-from bert_jax.data.build import prepare
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
+from bert_jax.preparing import beam, units
+from bert_jax.preparing.build import prepare
 
 ROOT = Path(__file__).parents[1]
 

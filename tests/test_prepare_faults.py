@@ -11,13 +11,14 @@ import sys
 import pytest
 from random_text import digests, random_text, sentences, text_config
 
-from bert_jax import errors, hugging_face
-from bert_jax.data import units
-from bert_jax.data.build import prepare
+from bert_jax.common import errors
+from bert_jax.common.errors import UserError
+from bert_jax.common.flag_parsing import parse_flags
 from bert_jax.data.tokenizer import load_tokenizer
-from bert_jax.data.vocabulary import train_vocabulary
-from bert_jax.errors import UserError
-from bert_jax.flag_parsing import parse_flags
+from bert_jax.preparing import units
+from bert_jax.preparing.build import prepare
+from bert_jax.preparing.vocabulary import train_vocabulary
+from bert_jax.weights import hugging_face
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +159,7 @@ def test_a_disk_that_is_full_when_shards_are_closed(input_file, tmp_path, monkey
         def close(self):
             raise RuntimeError("write() failed: No space left on device; writing x\nmore")
 
-    monkeypatch.setattr("bert_jax.data.corpus_writer.ArrayRecordWriter", lambda *_: Full())
+    monkeypatch.setattr("bert_jax.preparing.corpus_writer.ArrayRecordWriter", lambda *_: Full())
     with pytest.raises(UserError, match=r"^cannot write to .*/out: No space left on device; when"):
         prepare(text_config(input_file), tmp_path / "out", quiet=True)
     assert not list((tmp_path / "out" / ".partial").glob("unit-*"))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from random_text import WORDS, random_text, sentences, text_config
 
-from bert_jax.data.build import prepare
-from bert_jax.data.sources import find_files
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
+from bert_jax.preparing.build import prepare
+from bert_jax.preparing.sources import find_files
 from configs.prepare import get_config
 
 ROOT = Path(__file__).parents[1]
@@ -203,7 +203,7 @@ def test_docstrings_of_installed_packages(tmp_path, monkeypatch):
         )
         (tmp_path / "m" / f"m{i:02d}.py").write_text(f'"""{text}"""\n')
     files = [(f"stdlib/{p.name}", p) for p in sorted((tmp_path / "m").iterdir())]
-    monkeypatch.setattr("bert_jax.data.pydocs.python_files", lambda: files)
+    monkeypatch.setattr("bert_jax.preparing.pydocs.python_files", lambda: files)
     config = text_config("", source="pydocs")
     corpus = prepare(config, tmp_path / "out", quiet=True)
     assert sum(counts["documents"] for counts in corpus.info["splits"].values()) == 40

@@ -11,10 +11,11 @@ import pytest
 import zstandard
 from random_text import digests, random_text, sentences, text_config
 
-from bert_jax.data import records, units
-from bert_jax.data.build import prepare
-from bert_jax.data.text import Reader, document_start
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
+from bert_jax.data import records
+from bert_jax.preparing import units
+from bert_jax.preparing.build import prepare
+from bert_jax.preparing.text import Reader, document_start
 
 TEXTS = [text.strip() for text in random_text(60).split("\n\n") if text.strip()]
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from bert_jax.checkpoint import Checkpoints
-from bert_jax.errors import RESTART_CODE
+from bert_jax.common.errors import RESTART_CODE
+from bert_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 24

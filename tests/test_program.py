@@ -2,7 +2,7 @@
 
 import pytest
 
-from bert_jax.program import Collective, Kernel, read_program
+from bert_jax.planning.program import Collective, Kernel, read_program
 
 LOOPS = """\
 HloModule step, is_scheduled=true, num_partitions=8

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from bert_jax import progress
-from bert_jax.progress import Progress, follow
+from bert_jax.common import progress
+from bert_jax.common.progress import Progress, follow
 
 
 class Terminal(io.StringIO):

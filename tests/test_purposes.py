@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from bert_jax import keys, main, run_format
-from bert_jax.keys import Purpose, root
+from bert_jax import main
+from bert_jax.common import keys, run_format
+from bert_jax.common.keys import Purpose, root
 from bert_jax.objectives.corruption import corrupt, instance_keys
-from bert_jax.trainer import build_trainer
+from bert_jax.training.trainer import build_trainer
 
 COUNT = 1000
 

@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 from tiny_corpus import documents
 
-from bert_jax.data import pydocs, pydocs_task
-from bert_jax.errors import UserError
+from bert_jax import pydocs_task
+from bert_jax.common.errors import UserError
+from bert_jax.preparing import pydocs
 from bert_jax.tasks import get_task
 from bert_jax.tasks.base import Source
 

@@ -6,10 +6,9 @@ import socket
 
 import pytest
 
-from bert_jax import errors, schemas
-from bert_jax.data.tokenizer_file import is_bounded, read_backend
-from bert_jax.errors import UserError
-from bert_jax.files import (
+from bert_jax.common import errors, schemas
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import (
     check,
     library_errors,
     open_regular,
@@ -18,6 +17,7 @@ from bert_jax.files import (
     read_json_lines,
     read_text,
 )
+from bert_jax.data.tokenizer_file import is_bounded, read_backend
 
 MODEL = {
     "layers": 1, "width": 8, "heads": 2, "max_positions": 16, "head_width": 0, "feed_forward": 0,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tiny_corpus import one_device, overrides
 
-from bert_jax import disk, reproduce, sharding, tpu
-from bert_jax.config import check_ranges, encoder_config
-from bert_jax.errors import UserError
-from bert_jax.paper import (
+from bert_jax import reproduce
+from bert_jax.common.errors import UserError
+from bert_jax.experiments import disk
+from bert_jax.experiments.paper import (
     BASE,
     SIZES,
     TASKS,
@@ -26,9 +26,12 @@ from bert_jax.paper import (
     columns,
     get_table,
     size_name,
-)  # fmt: skip
-from bert_jax.reproduce_report import Cell, Result, as_markdown, compare, summarise
+)
+from bert_jax.planning import tpu
+from bert_jax.reports.reproduction import Cell, Result, as_markdown, compare, summarise
 from bert_jax.tasks import get_task
+from bert_jax.training import sharding
+from bert_jax.training.config import check_ranges, encoder_config
 from configs import pretrain
 from configs import reproduce as config_file
 

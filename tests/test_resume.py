@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from bert_jax.checkpoint import Checkpoints
+from bert_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, SWITCH, SAVE, LOG = 260, 130, 9, 7

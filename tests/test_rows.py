@@ -13,7 +13,7 @@ import sys
 import pytest
 import zstandard
 
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.rows import column, flat, read_rows, read_tfds
 

@@ -8,10 +8,10 @@ import pytest
 import tiny_corpus
 from flax.traverse_util import flatten_dict
 
-from bert_jax import run_format
-from bert_jax.config import encoder_config
-from bert_jax.errors import UserError
-from bert_jax.workdir import check_same
+from bert_jax.common import run_format
+from bert_jax.common.errors import UserError
+from bert_jax.training.config import encoder_config
+from bert_jax.training.workdir import check_same
 from configs import finetune, pretrain
 
 RUNS = Path(__file__).parent / "fixtures" / "run_v1" / "runs.tar.xz"

@@ -10,12 +10,14 @@ from tiny_corpus import small_config
 from tiny_model import random_params
 from tiny_tasks import make_config, write_classification
 
-from bert_jax import finetune, main, optim, reproduce, sharding, weights
-from bert_jax.config import check_ranges, encoder_config
-from bert_jax.data.sources import find_files
-from bert_jax.errors import UserError
-from bert_jax.settings import fields_of, flat, never_reached
+from bert_jax import finetune, main, reproduce
+from bert_jax.common.errors import UserError
+from bert_jax.preparing.sources import find_files
 from bert_jax.tasks import get_task
+from bert_jax.training import optim, sharding
+from bert_jax.training.config import check_ranges, encoder_config
+from bert_jax.training.settings import fields_of, flat, never_reached
+from bert_jax.weights import store
 from configs import finetune as finetune_file
 from configs import prepare as prepare_file
 from configs import pretrain as pretrain_file
@@ -96,11 +98,11 @@ def checks(corpus, corpus_path, tmp_path_factory):
     (folder / "a.txt").write_text("a b\n\nc d\n")
     small = small_config().model.to_dict()
     encoder = encoder_config(small, corpus.tokenizer.vocab_size, "float32")
-    model = weights.Pretrained(small, random_params(encoder), corpus.tokenizer)
-    real = weights.open_model
+    model = store.Pretrained(small, random_params(encoder), corpus.tokenizer)
+    real = store.open_model
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    patch.setattr(weights, "open_model", lambda path: model if path == "MODEL" else real(path))
+    patch.setattr(store, "open_model", lambda path: model if path == "MODEL" else real(path))
 
     def pretraining(config, chosen):
         check_ranges(config, chosen)

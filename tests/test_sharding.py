@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from tiny_corpus import make_trainer, small_config
 
-from bert_jax import sharding, train
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.objectives.base import Mean
-from bert_jax.program import read_program
+from bert_jax.planning.program import read_program
+from bert_jax.training import loop, sharding
 
 ROWS, LENGTH, WIDTH, LAYERS = 64, 32, 32, 2
 ACTIVATION = 4 * ROWS * LENGTH * WIDTH  # bytes of one [B, S, D]
@@ -197,7 +197,7 @@ def test_an_evaluation_starts_a_computation_a_batch_and_has_few_in_flight(most, 
     trainer = SimpleNamespace(evaluate_batch=evaluate, put=lambda batch, _: batch)
     phase = SimpleNamespace(evaluation=lambda: range(20), batch_size=1)
     monkeypatch.setattr(jax, "device_get", lambda tree: jax.tree.map(done, tree))
-    assert train.held_out_means(trainer, None, phase) == {"loss": 0.5}
+    assert loop.held_out_means(trainer, None, phase) == {"loss": 0.5}
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2)]

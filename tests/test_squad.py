@@ -8,9 +8,9 @@ import pytest
 from data_packs import pack
 
 from bert_jax import tasks
+from bert_jax.common.errors import UserError
 from bert_jax.data.tokenizer import load_tokenizer
-from bert_jax.errors import UserError
-from bert_jax.task_report import write_results
+from bert_jax.reports.finetuning import write_results
 from bert_jax.tasks import squad
 from bert_jax.tasks.base import Source, hold_out
 from bert_jax.tasks.squad import Answer, Answering
@@ -299,9 +299,9 @@ def test_test_predictions_are_decided_by_the_tuned_threshold(tmp_path, monkeypat
     answers = [Answer("", (("yes", 1.0, 0.0, 0.0),), odds) for odds in (2.0, 2.5)]
     hidden = [Question("t", "q", "c", ())]
     answer = [Answer("", (("Rome", 1.0, 0.0, 0.0),), 2.0)]
-    monkeypatch.setattr("bert_jax.task_report.read_metrics", lambda workdir: [])
-    monkeypatch.setattr("bert_jax.task_report.plot_curves", lambda *arguments: None)
-    monkeypatch.setattr("bert_jax.task_report.goodput.shares", lambda workdir: {})
+    monkeypatch.setattr("bert_jax.reports.finetuning.read_metrics", lambda workdir: [])
+    monkeypatch.setattr("bert_jax.reports.finetuning.plot_curves", lambda *arguments: None)
+    monkeypatch.setattr("bert_jax.reports.finetuning.goodput.shares", lambda workdir: {})
     write_results(
         tmp_path, tmp_path, SQUAD2, {"train": some, "test": hidden, "dev": some},
         {"test": answer, "dev": answers}, {},

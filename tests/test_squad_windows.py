@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
+from bert_jax.common.errors import UserError
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
-from bert_jax.errors import UserError
 from bert_jax.tasks import squad
 from bert_jax.tasks.squad_read import Question
 from bert_jax.tasks.squad_windows import Pieces, encode, windows

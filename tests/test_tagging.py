@@ -10,9 +10,9 @@ import pytest
 from data_packs import pack
 
 from bert_jax import tasks
+from bert_jax.common.errors import UserError
 from bert_jax.data.buckets import collate, ladder
 from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
-from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.tasks import conll, tagging_windows

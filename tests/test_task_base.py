@@ -8,7 +8,7 @@ import pytest
 from text_tasks import TOKENIZER, WORDS
 
 from bert_jax import tasks
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 from bert_jax.tasks.base import Source, encode_pairs, hold_out
 from bert_jax.tasks.classification import TextExample
 

@@ -10,11 +10,10 @@ import pytest
 import tiny_corpus
 
 import bert_jax
-from bert_jax import hugging_face, tasks, weights
-from bert_jax.config import encoder_config
+from bert_jax import tasks
+from bert_jax.common.errors import UserError
 from bert_jax.data.buckets import collate, ladder
-from bert_jax.errors import UserError
-from bert_jax.inference import Model
+from bert_jax.inference.loading import Model
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder
 from bert_jax.tasks.base import encode_pairs
@@ -22,6 +21,8 @@ from bert_jax.tasks.choice import Choice
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.squad import Answering
 from bert_jax.tasks.tagging import Tagging
+from bert_jax.training.config import encoder_config
+from bert_jax.weights import hugging_face, store
 
 NAMES = ("sea", "land", "sky")
 SINGLE = dataclasses.replace(Classification.custom(), labels=NAMES)
@@ -39,7 +40,7 @@ def pretrained():
     model, tokenizer = tiny_corpus.small_config().model.to_dict(), tiny_corpus.tokenizer()
     encoder = encoder_config(model, tokenizer.vocab_size, "float32")
     shapes = jax.eval_shape(Encoder(encoder).init, jax.random.key(0), ROWS, ROWS, None)["params"]
-    return weights.Pretrained(model, {"encoder": randomised(nn.unbox(shapes))}, tokenizer)
+    return store.Pretrained(model, {"encoder": randomised(nn.unbox(shapes))}, tokenizer)
 
 
 def randomised(shapes):
@@ -58,7 +59,7 @@ def fine_tuned(pretrained, tmp_path):
         params = {**randomised(shapes), **pretrained.params}
         row, tuning = tasks.to_dict(task), {"max_length": 32, **settings}
         model = dataclasses.replace(pretrained, params=params, task=row, tuning=tuning)
-        weights.save_model(tmp_path / "run", model)
+        store.save_model(tmp_path / "run", model)
         return bert_jax.load(str(tmp_path / "run"))
 
     return make
@@ -128,7 +129,7 @@ def test_numbers_in_the_unit_of_the_files(fine_tuned, pretrained, tmp_path):
     expected = logits * [44.0, 0.25] + [54.0, -1.0]
     numbers = [label.label for label in model.classify(TEXTS)]
     np.testing.assert_allclose(numbers, expected, rtol=1e-5, atol=1e-4)
-    hugging_face.write(tmp_path / "hf", weights.open_model(tmp_path / "run"))
+    hugging_face.write(tmp_path / "hf", store.open_model(tmp_path / "run"))
     elsewhere = bert_jax.load(tmp_path / "hf")
     assert elsewhere.task == dataclasses.replace(task, scales=())
     found = direct(elsewhere, elsewhere.task, Body(elsewhere.encoder), [[text] for text in TEXTS])

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from bert_jax.data import pydocs, text
-from bert_jax.data.text import Reader, document_start, split_sentences
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
+from bert_jax.preparing import pydocs, text
+from bert_jax.preparing.text import Reader, document_start, split_sentences
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import tokenizers
 from data_packs import pack
 from golden_models import GOLDEN, same
 
-from bert_jax import tf1
+from bert_jax.common.errors import UserError
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
-from bert_jax.errors import UserError
-from bert_jax.weights import add_tokens, open_model
+from bert_jax.weights import tf1
+from bert_jax.weights.store import add_tokens, open_model
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NAMES = ["pretraining", "encoder", "classification", "answering"]

@@ -13,9 +13,9 @@ from data_packs import pack
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
+from bert_jax.common.errors import UserError
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
-from bert_jax.data.vocabulary import train_vocabulary
-from bert_jax.errors import UserError
+from bert_jax.preparing.vocabulary import train_vocabulary
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tpu_compiler import needs_compiler
 
-from bert_jax import metrics, sharding, tpu
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
+from bert_jax.planning import tpu
+from bert_jax.training import metrics, sharding
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from tiny_corpus import make_schedule, make_trainer, one_device, small_config
 
-from bert_jax import main, sharding, train
-from bert_jax.checkpoint import Checkpoints, load_params
-from bert_jax.errors import UserError
+from bert_jax import main
+from bert_jax.common.errors import UserError
+from bert_jax.training import loop, sharding
+from bert_jax.training.checkpoint import Checkpoints, load_params
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_DROPOUT = {"model__hidden_dropout": 0.0, "model__attention_dropout": 0.0}
@@ -52,7 +53,7 @@ def difference(one, other) -> float:
 def run(config, corpus, workdir, initial=None):
     trainer, phases = make_trainer(config, corpus)
     workdir.mkdir(parents=True, exist_ok=True)
-    return train.run(trainer, phases, make_schedule(config), workdir, initial)
+    return loop.run(trainer, phases, make_schedule(config), workdir, initial)
 
 
 def lines(workdir, split: str) -> list[dict]:
@@ -234,7 +235,7 @@ def test_evaluation_is_the_same_twice_and_for_every_batch_size(corpus):
     params = make_trainer(small_config(), corpus)[0].init()["params"]
     for rows in (16, 16, 40):
         trainer, phases = make_trainer(small_config(batch_size=rows), corpus)
-        results.append(train.held_out_means(trainer, params, phases[0]))
+        results.append(loop.held_out_means(trainer, params, phases[0]))
     assert results[0] == results[1]
     assert results[2].keys() == results[0].keys()
     for name, value in results[0].items():
@@ -245,8 +246,8 @@ def test_evaluation_does_not_depend_on_the_seed_or_dropout(corpus):
     trainer, phases = make_trainer(small_config(), corpus)
     params = trainer.init()["params"]
     other, other_phases = make_trainer(small_config(seed=5, **NO_DROPOUT), corpus)
-    expected = train.held_out_means(trainer, params, phases[0])
-    assert train.held_out_means(other, params, other_phases[0]) == expected
+    expected = loop.held_out_means(trainer, params, phases[0])
+    assert loop.held_out_means(other, params, other_phases[0]) == expected
     assert {"mlm_loss", "mlm_perplexity", "mlm_accuracy", "nsp_accuracy"} <= expected.keys()
     np.testing.assert_allclose(expected["mlm_perplexity"], np.exp(expected["mlm_loss"]))
 
@@ -276,13 +277,13 @@ def test_logged_means_are_over_the_steps_since_the_last_log(corpus, tmp_path):
 def test_the_checkpoint_of_the_best_held_out_loss_stays(corpus, tmp_path, monkeypatch):
     """That of the last phase: losses of shorter sequences say something else."""
     losses = iter([1.0, 5.0, 3.0, 4.0])
-    monkeypatch.setattr(train, "held_out_means", lambda *_: {"mlm_loss": next(losses)})
+    monkeypatch.setattr(loop, "held_out_means", lambda *_: {"mlm_loss": next(losses)})
     config = small_config(
         steps=8, eval_every=2, checkpoint_every=1, keep_checkpoints=1,
         short_phase__share=0.5, short_phase__seq_length=16,
     )  # fmt: skip
     trainer, phases = make_trainer(config, corpus)
-    train.run(trainer, phases, main.build_schedule(config, trainer.objective), tmp_path)
+    loop.run(trainer, phases, main.build_schedule(config, trainer.objective), tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
     assert (checkpoints.steps, checkpoints.by_score()[-1]) == ([6, 8], 6)
     checkpoints.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax.errors import RESTART_CODE
+from bert_jax.common.errors import RESTART_CODE
 
 ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = """

@@ -13,12 +13,14 @@ import pytest
 from golden_models import GOLDEN, plain, same
 from tiny_corpus import make_trainer, small_config, tokenizer
 
-from bert_jax import hugging_face, main, tasks, tf1
-from bert_jax.checkpoint import Checkpoints
+from bert_jax import main, tasks
+from bert_jax.common.errors import UserError
 from bert_jax.data.tokenizer import wordpiece_tokenizer
-from bert_jax.data.vocabulary import train_vocabulary
-from bert_jax.errors import UserError
-from bert_jax.weights import (
+from bert_jax.preparing.vocabulary import train_vocabulary
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.workdir import prepare_workdir
+from bert_jax.weights import hugging_face, tf1
+from bert_jax.weights.store import (
     Pretrained,
     add_tokens,
     merge,
@@ -26,7 +28,6 @@ from bert_jax.weights import (
     read_tokens,
     save_model,
 )
-from bert_jax.workdir import prepare_workdir
 
 # Our own folders.
 

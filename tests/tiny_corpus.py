@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bert_jax import main, optim, sharding, train
+from bert_jax import main
 from bert_jax.data.corpus import Corpus, open_corpus
-from bert_jax.data.corpus_writer import UnitWriter, assemble
 from bert_jax.data.instances import empty_batch
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
-from bert_jax.trainer import Trainer
+from bert_jax.preparing.corpus_writer import UnitWriter, assemble
+from bert_jax.training import loop, optim, sharding
+from bert_jax.training.trainer import Trainer
 from configs import pretrain
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -137,7 +138,7 @@ def _train(corpus: Corpus, workdir: Path) -> Path:
     corpus.tokenizer.save(workdir / "tokenizer")
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     trainer, phases = make_trainer(config, corpus)
-    train.run(trainer, phases, make_schedule(config), workdir)
+    loop.run(trainer, phases, make_schedule(config), workdir)
     return workdir
 
 
@@ -175,7 +176,7 @@ def one_device() -> jax.sharding.Mesh:
 
 def make_trainer(
     config: ConfigDict, corpus: Corpus, mesh: jax.sharding.Mesh | None = None
-) -> tuple[Trainer, list[train.Phase]]:
+) -> tuple[Trainer, list[loop.Phase]]:
     """The run of a config up to its loop; on one device unless `mesh` is given.
 
     A trainer of a config is made, and so compiled, once a session, whatever the config's schedule.
@@ -200,9 +201,9 @@ def make_trainer(
     return _TRAINERS[key], phases
 
 
-def make_schedule(config: ConfigDict) -> train.Schedule:
+def make_schedule(config: ConfigDict) -> loop.Schedule:
     """The schedule of a config."""
-    return train.Schedule(
+    return loop.Schedule(
         config.steps, config.log_every, config.eval_every, config.checkpoint_every,
         keep_checkpoints=config.keep_checkpoints, checkpoint_minutes=config.checkpoint_minutes,
     )  # fmt: skip

@@ -32,10 +32,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from bert_jax import schemas
+from bert_jax.common import schemas
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import check, open_regular, read_bytes, read_json
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
-from bert_jax.errors import UserError
-from bert_jax.files import check, open_regular, read_bytes, read_json
 
 FORMAT = 1
 SPLITS = ("train", "held_out")

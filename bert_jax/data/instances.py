@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bert_jax.common.errors import UserError
 from bert_jax.data.draws import Purpose, random_bits
 from bert_jax.data.layouts import Layout, SentencePairs, Spans, Text, TokenBlocks
 from bert_jax.data.shared import SharedArrays
-from bert_jax.errors import UserError
 
 if TYPE_CHECKING:
     from bert_jax.data.corpus import Split

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from bert_jax.common.errors import UserError
 from bert_jax.data.draws import Purpose, below, random_bits, uniform
 from bert_jax.data.shared import SharedArrays
-from bert_jax.errors import UserError
 
 if TYPE_CHECKING:
     from bert_jax.data.corpus import Split

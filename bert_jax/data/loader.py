@@ -21,8 +21,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from bert_jax.common.errors import Restart
 from bert_jax.data.instances import Batch, Instances
-from bert_jax.errors import Restart
 
 # Reading and NumPy release the interpreter's lock only in part: more threads gain nothing.
 _THREADS = 2

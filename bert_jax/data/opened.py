@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from bert_jax.errors import UserError
-from bert_jax.files import open_regular
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import open_regular
 
 COMPRESSED = ("", ".gz", ".zst", ".bz2", ".xz")  # how the name of a file may end after its own
 _MAGIC = (

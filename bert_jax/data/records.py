@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_jax.common.errors import UserError
 from bert_jax.data import opened
-from bert_jax.errors import UserError
 
 RECORD_BYTES = 1 << 26  # a longer line is a bad record
 PARQUET_ROWS = 256  # read at once

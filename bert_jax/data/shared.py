@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.locks import locked
+from bert_jax.common.locks import locked
 
 
 class SharedArrays:

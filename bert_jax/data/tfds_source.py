@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from bert_jax.errors import UserError
+from bert_jax.common.errors import UserError
 
 
 def dataset_folder(name: str) -> Path:

@@ -33,9 +33,9 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import library_errors, read_bytes, read_text, write_whole
 from bert_jax.data.tokenizer_file import BPE, read_backend
-from bert_jax.errors import UserError
-from bert_jax.files import library_errors, read_bytes, read_text, write_whole
 
 # Special tokens by role: how BERT vocabularies write them, and how SentencePiece models do.
 ROLES = {

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import tokenizers
 from msgspec import Meta, Struct
 
-from bert_jax.errors import UserError
-from bert_jax.files import check, library_errors, parse_json, read_text
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import check, library_errors, parse_json, read_text
 
 BPE = (
     "a vocab.json is of byte-level BPE (GPT-2, RoBERTa), which is not supported: give a BERT "

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bert_jax.errors import UserError
-from bert_jax.keys import BILSTM
+from bert_jax.common.errors import UserError
+from bert_jax.common.keys import BILSTM
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.layers import apply, take
 from bert_jax.models.operations import Key, fold

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_jax import keys
+from bert_jax.common import keys
 from bert_jax.models.body import Body
 from bert_jax.models.heads import Classifier, Pooler
 from bert_jax.models.layers import EncoderConfig, apply

@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bert_jax.keys import HELD_OUT_SEED, Purpose, root
+from bert_jax.common.keys import HELD_OUT_SEED, Purpose, root
+from bert_jax.common.run_format import FORMAT
 from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
 from bert_jax.models.heads import Classifier, MlmHead, Pooler
 from bert_jax.models.layers import apply
 from bert_jax.objectives.base import Batch, Mean, Params, prediction_metrics
 from bert_jax.objectives.corruption import Masking, corrupt, instance_keys
-from bert_jax.run_format import FORMAT
 
 
 @dataclasses.dataclass(frozen=True)

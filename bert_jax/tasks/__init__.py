@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from bert_jax.errors import UserError
-from bert_jax.files import check
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import check
 from bert_jax.tasks.base import Task
 from bert_jax.tasks.choice import TASKS as CHOICE
 from bert_jax.tasks.choice import Choice

@@ -15,15 +15,15 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 
-from bert_jax import distributed
+from bert_jax.common.errors import UserError
+from bert_jax.common.progress import follow
 from bert_jax.data.buckets import collate, eval_plan
 from bert_jax.data.opened import COMPRESSED
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.errors import UserError
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import TaskObjective
-from bert_jax.progress import follow
-from bert_jax.sharding import ahead, to_host
+from bert_jax.training import distributed
+from bert_jax.training.sharding import ahead, to_host
 
 _TFDS = "tfds:"
 

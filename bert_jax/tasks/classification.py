@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import write_whole
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.errors import UserError
-from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Classify
 from bert_jax.tasks import metrics, scaling

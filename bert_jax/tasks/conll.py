@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from bert_jax.common.errors import UserError
 from bert_jax.data.opened import read_lines
-from bert_jax.errors import UserError
 
 Tags = Sequence[str]
 

@@ -5,9 +5,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bert_jax.errors import UserError
-from bert_jax.files import write_whole
-from bert_jax.outputs import check_output
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import write_whole
+from bert_jax.common.outputs import check_output
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.rows import column, number, read_rows
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from bert_jax.figures import save
+from bert_jax.common.figures import save
 from bert_jax.tasks.squad_score import SCORERS, threshold_curve
 
 _MOST_CLASSES = 25  # more make no picture

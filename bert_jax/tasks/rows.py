@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import parse_json
 from bert_jax.data import records, tfds_source
 from bert_jax.data.opened import COMPRESSED, read_lines
-from bert_jax.errors import UserError
-from bert_jax.files import parse_json
 
 Row = tuple[str, dict[str, str]]  # (file:line, text of each column)
 

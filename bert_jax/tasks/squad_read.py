@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import parse_json
 from bert_jax.data.opened import read_lines
-from bert_jax.errors import UserError
-from bert_jax.files import parse_json
 
 # Where a question stands, the title of its article, its passage, and the question's own node.
 _Row = tuple[str, str, str, dict[str, Any]]

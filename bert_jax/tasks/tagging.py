@@ -14,22 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax import distributed
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import write_whole
 from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.errors import UserError
-from bert_jax.files import write_whole
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Tag
 from bert_jax.tasks import conll, rows
 from bert_jax.tasks.base import Feature, Source, file_of
 from bert_jax.tasks.conll import Sentence
-from bert_jax.tasks.tagging_windows import (
-    Unit,
-    filled,
-    pieces_of_text,
-    pieces_of_words,
-    windows,
-)
+from bert_jax.tasks.tagging_windows import Unit, filled, pieces_of_text, pieces_of_words, windows
+from bert_jax.training import distributed
 
 
 @dataclasses.dataclass(frozen=True)

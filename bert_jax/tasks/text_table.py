@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bert_jax.common.errors import UserError
 from bert_jax.data.opened import open_bytes
-from bert_jax.errors import UserError
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.rows import Row, column, flat, number, read_rows, read_tfds
 

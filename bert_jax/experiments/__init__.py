@@ -1,0 +1,1 @@
+"""Many runs as one: grids, the papers' tables with their published numbers, the disk they take."""

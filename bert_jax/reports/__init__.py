@@ -1,0 +1,1 @@
+"""What runs leave for people: tables, curves and pictures of mistakes."""

@@ -1,0 +1,174 @@
+"""Config files: their typed arguments, and from their fields to the objects of a run."""
+
+import dataclasses
+import re
+import types
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from bert_jax.common import run_format
+from bert_jax.common.errors import UserError, did_you_mean
+from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.layers import ACTIVATIONS
+from bert_jax.training import settings
+
+# name: (layers L, width D, heads N). tiny to medium are sizes of google-research/bert's 24 small
+# models, base and large the paper's.
+SIZES = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+_BOOLS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
+    """Parses ARG of `--config=FILE:ARG`, as in `configs/pretrain.py:size=base,seq=128`.
+
+    Args:
+      arg: comma-separated `name=value`; a bare `name` sets a boolean to true.
+      **defaults: every argument the config knows. A value is converted to its default's type.
+
+    Returns: the arguments as attributes.
+    Raises:
+      UserError: an unknown name, or a value that is not of the default's type.
+    """
+    values, seen = dict(defaults), ""
+    for item in filter(None, map(str.strip, (arg or "").split(","))):
+        name, given, text = item.partition("=")
+        if name not in defaults:
+            raise UserError(_unknown_argument(item, seen, list(defaults)))
+        if f",{name}=" in f",{seen}":
+            raise UserError(f"config argument {name!r} is given twice")
+        seen += item + ("," if given else "=,")
+        kind = type(defaults[name])
+        try:
+            if kind is bool:
+                values[name] = _BOOLS[text.lower()] if given else True
+            else:
+                if not given:
+                    raise ValueError
+                values[name] = kind(text)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"config argument {item!r}: {name} takes a value of type {kind.__name__}"
+            ) from None
+    return types.SimpleNamespace(**values)
+
+
+def _unknown_argument(item: str, before: str, known: Sequence[str]) -> str:
+    """What is wrong with an argument that no config has. before: the arguments before it."""
+    name, given, _ = item.partition("=")
+    line = f"config argument {name!r} is unknown; known: {', '.join(known) or 'none'}"
+    last = before.strip(",").rpartition(",")[2]
+    if last and not given:
+        joined = f", several tasks are joined by +: {last}+{item}" if "tasks" in last else ""
+        return f"{line} (a comma ends the argument before it, {last!r}{joined})"
+    return line + did_you_mean(name, known)
+
+
+def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    """`known[name]`, or a `UserError` that lists what is known."""
+    if name not in known:
+        raise UserError(f"{what} {name!r} is unknown; known: {', '.join(known)}")
+    return known[name]
+
+
+def check_ranges(config: Any, chosen: Collection[str] = ()) -> None:
+    """Checks every field of a config, alone and with the others, before anything is written.
+
+    chosen: names of fields that the user set to another value than the config file has.
+    Raises: UserError, naming a field that cannot be, or a chosen one that has no effect.
+    """
+    settings.check_values(config)
+    if "warmup_steps" in config and config.warmup_steps > 1 and config.warmup_steps % 1:
+        raise UserError(
+            f"warmup_steps={config.warmup_steps:g} is a number of steps from 1 on, so whole; below "
+            "1 it is a share of them"
+        )
+    if "masking" in config:
+        _check_pretraining(config)
+    settings.check_effects([config], chosen)
+
+
+def _check_pretraining(config: Any) -> None:
+    if config.masking.mask_share + config.masking.random_share > 1:
+        raise UserError("masking.mask_share and masking.random_share are over 1 together")
+    if config.nsp and (config.model.causal or not config.pairs):
+        raise UserError("nsp=true needs pairs=true and model.causal=false")
+    if config.pairs and config.model.segment_types < 2:
+        raise UserError("pairs=true needs model.segment_types=2")
+    longest = config.seq_length
+    if config.short_phase.share:
+        longest = max(longest, config.short_phase.seq_length)
+    if longest > config.model.max_positions:
+        raise UserError(
+            f"seq_length={longest} is over model.max_positions={config.model.max_positions}"
+        )
+
+
+class Stretch(NamedTuple):
+    """Steps start .. stop - 1 of a pre-training run."""
+
+    start: int
+    stop: int
+    seq_length: int
+    batch_size: int
+
+
+def stretches(config: Any) -> list[Stretch]:
+    """One phase, or a short one and a long one (paper, A.2)."""
+    short = config.short_phase
+    switch = round(config.steps * short.share)
+    plan = [
+        Stretch(0, switch, short.seq_length, short.batch_size or config.batch_size),
+        Stretch(switch, config.steps, config.seq_length, config.batch_size),
+    ]
+    return [part for part in plan if part.start < part.stop]
+
+
+def _computes_in_bfloat16(device: Any) -> bool:
+    """Whether the device has units for it: all but CPUs and NVIDIA's before Ampere (8.0)."""
+    nvidia = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    return device.platform != "cpu" and (nvidia is None or int(nvidia[1]) >= 8)
+
+
+def _check_names(model: Mapping[str, Any]) -> None:
+    """Checks that a `model` section has the fields of an encoder, neither more nor fewer.
+
+    A model of Hugging Face or of a TF1 release, and a run that was converted from one, has not
+    those of which such a config says nothing; they are then as in BERT.
+    """
+    known = {field.name for field in dataclasses.fields(EncoderConfig)} - {"vocab_size", "dtype"}
+    if missing := known - model.keys() - {"causal", "kernels", "norm_epsilon"}:
+        raise UserError(f"the model section of the config lacks {', '.join(sorted(missing))}")
+    if unknown := model.keys() - known:
+        raise run_format.newer("config", f"setting model.{min(unknown)}")
+
+
+def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:
+    """The encoder of a config's `model` section; 0 as head or feed-forward width: D/N and 4·D.
+
+    dtype: float32, bfloat16, or auto: bfloat16 where the accelerator computes in it.
+    Raises: UserError: an unknown activation or dtype, or heads that do not divide the width; a
+      name that is missing in the section, or that this version does not know.
+    """
+    _check_names(model)
+    choose("model.activation", model["activation"], ACTIVATIONS)  # of models from elsewhere
+    if dtype == "auto":
+        dtype = "bfloat16" if _computes_in_bfloat16(jax.devices()[0]) else "float32"
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype {dtype!r} is unknown; known: float32, bfloat16, auto")
+    width, heads = model["width"], model["heads"]
+    if not model["head_width"] and width % heads:
+        raise UserError(f"model.width={width} does not divide by model.heads={heads}")
+    sizes = {
+        "head_width": model["head_width"] or width // heads,
+        "feed_forward": model["feed_forward"] or 4 * width,
+    }
+    return EncoderConfig(**{**model, **sizes}, vocab_size=vocab_size, dtype=dtype)

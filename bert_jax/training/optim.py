@@ -1,0 +1,116 @@
+"""Optimisers and learning rates of BERT, each difference between paper, code and today a switch.
+
+Sources: BERT paper A.2; google-research/bert `optimization.py` (AdamWeightDecayOptimizer);
+LAMB: arXiv 1904.00962 with the exclusions of google-research/albert `lamb_optimizer.py`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_jax.common.errors import UserError
+
+
+def scale_by_adam(
+    beta1: float, beta2: float, epsilon: float, bias_correction: bool
+) -> optax.GradientTransformation:
+    """m / (√v + ε), with m and v as they are (released code) or bias-corrected (Adam's paper).
+
+    `optax.scale_by_adam` always corrects, so the released optimiser needs its own.
+    """
+    if bias_correction:
+        return optax.scale_by_adam(beta1, beta2, epsilon)
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        return optax.ScaleByAdamState(
+            jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        )
+
+    def update(grads, state, params=None):
+        del params
+        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, grads)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return updates, optax.ScaleByAdamState(state.count + 1, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay touches: all but biases and layer norms, as a tree of bools.
+
+    All embedding tables are decayed, the output bias is not (released code).
+    """
+
+    def is_decayed(path: tuple, _: Any) -> bool:
+        names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        return names[-1] != "bias" and not any(name.endswith("norm") for name in names)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def learning_rate(
+    peak: float, steps: int, warmup_steps: float, decay_from: str = "start"
+) -> optax.Schedule:
+    """Linear warm-up from 0, then linear decay to 0 at `steps`.
+
+    warmup_steps: below 1 it is a share of the steps.
+    decay_from: "start": the line falls from step 0, so the rate jumps down a little where warm-up
+    ends (released code); "warmup": it falls from the peak at the end of warm-up.
+    Raises: UserError: another `decay_from`, or warm-up longer than the training.
+    """
+    if decay_from not in ("start", "warmup"):
+        raise UserError(f"optimizer.decay_from is {decay_from!r}; known: start, warmup")
+    if 0 < warmup_steps < 1:
+        warmup_steps = round(steps * warmup_steps)
+    if not 0 <= warmup_steps <= steps:
+        raise UserError(f"warmup_steps={warmup_steps:g} must lie between 0 and steps={steps}")
+    begin = 0 if decay_from == "start" else warmup_steps
+
+    def schedule(count: jax.Array) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)
+        falling = jnp.clip((steps - count) / max(steps - begin, 1), 0.0, 1.0)
+        return peak * jnp.where(count < warmup_steps, count / max(warmup_steps, 1), falling)
+
+    return schedule
+
+
+def schedule(config: Any, steps: int) -> optax.Schedule:
+    """The learning rate of a run; with `short_phase.learning_rate`, anew in the second phase.
+
+    config: learning_rate, warmup_steps, optimizer.decay_from[, short_phase].
+    """
+    decay_from = config.optimizer.decay_from
+    peak, warmup_steps, switch = 0.0, 0.0, 0
+    if "short_phase" in config:
+        short = config.short_phase
+        peak, warmup_steps, share = short.learning_rate, short.warmup_steps, short.share
+        switch = round(steps * share) if peak else 0
+    if switch >= steps:
+        return learning_rate(peak, steps, warmup_steps, decay_from)
+    last = learning_rate(config.learning_rate, steps - switch, config.warmup_steps, decay_from)
+    if not switch:
+        return last
+    first = learning_rate(peak, switch, warmup_steps, decay_from)
+    return optax.join_schedules([first, last], [switch])
+
+
+def optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled weight decay, [LAMB's trust ratio,] learning rate.
+
+    config: name (adamw|lamb), beta1, beta2, epsilon, weight_decay, decay_all (of biases and norms,
+    too), clip_norm (0: no clipping), bias_correction.
+    Raises: UserError: another name.
+    """
+    if config.name not in ("adamw", "lamb"):
+        raise UserError(f"optimizer.name is {config.name!r}; known: adamw, lamb")
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts += [
+        scale_by_adam(config.beta1, config.beta2, config.epsilon, config.bias_correction),
+        optax.add_decayed_weights(config.weight_decay, None if config.decay_all else decayed),
+    ]
+    if config.name == "lamb":
+        parts.append(optax.masked(optax.scale_by_trust_ratio(), decayed))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
