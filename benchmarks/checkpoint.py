@@ -28,7 +28,7 @@ from absl import flags
 
 from benchmarks.provenance import provenance
 from bert_jax import plan
-from bert_jax.common import errors
+from bert_jax.common import entry
 from bert_jax.common.flag_parsing import path_flag
 from bert_jax.main import build_objective
 from bert_jax.training import sharding
@@ -137,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

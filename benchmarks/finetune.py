@@ -25,7 +25,7 @@ from absl import flags
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.fresh_model import write_model
 from bert_jax import finetune
-from bert_jax.common import errors
+from bert_jax.common import entry
 from bert_jax.common.flag_parsing import path_flag
 from bert_jax.models.body import Body
 from bert_jax.training import memory, sharding
@@ -162,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

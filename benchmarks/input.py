@@ -25,7 +25,7 @@ from absl import flags
 
 from benchmarks.cpu_time import cpu_seconds
 from benchmarks.provenance import provenance
-from bert_jax.common import errors
+from bert_jax.common import entry, errors
 from bert_jax.common.flag_parsing import path_flag
 from bert_jax.data.corpus import Split, index_path, open_corpus
 from bert_jax.data.instances import Instances
@@ -193,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -29,7 +29,7 @@ from transformers.models.bert import tokenization_bert_legacy as released
 
 from benchmarks.cpu_time import cpu_seconds
 from benchmarks.provenance import provenance
-from bert_jax.common import errors
+from bert_jax.common import entry, errors
 from bert_jax.common.command_line import CONFIG
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import Instances
@@ -133,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

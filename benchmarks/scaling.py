@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.contest import Contender, Result, Turn, as_json, contest, show
 from benchmarks.our_step import Shape, ours, trainer_of
-from bert_jax.common import errors, figures
+from bert_jax.common import entry, errors, figures
 from bert_jax.common.command_line import OUTPUT
 from bert_jax.common.outputs import check_output
 from bert_jax.data.corpus import open_corpus
@@ -180,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

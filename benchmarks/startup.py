@@ -25,7 +25,7 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.provenance import provenance
-from bert_jax.common import errors
+from bert_jax.common import entry, errors
 
 _RUN = flags.DEFINE_string("run", None, "Flags of bert_jax.main.", required=True)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Pairs of starts.", lower_bound=1)
@@ -35,7 +35,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 3, "Pairs of starts.", lower_bound=1)
 _PROGRAM = """
 import pathlib, sys
 import jax
-from bert_jax import errors, main
+from bert_jax.common import entry; from bert_jax import main
 
 reached = pathlib.Path(sys.argv.pop(1))
 
@@ -44,7 +44,7 @@ def listen(event, seconds, fun_name="", **_):
         reached.touch()
 
 jax.monitoring.register_event_duration_secs_listener(listen)
-errors.run(main.main)
+entry.run(main.main)
 """
 
 
@@ -108,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

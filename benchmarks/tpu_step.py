@@ -43,7 +43,7 @@ from absl import flags
 from benchmarks.our_step import VOCAB_SIZE
 from benchmarks.provenance import provenance
 from bert_jax import plan
-from bert_jax.common import errors
+from bert_jax.common import entry
 from bert_jax.common.command_line import CONFIG, TOPOLOGY
 from bert_jax.common.errors import UserError
 from bert_jax.data.instances import empty_batch
@@ -53,7 +53,7 @@ from bert_jax.objectives.base import LanguageModel
 from bert_jax.planning import tpu
 from bert_jax.planning.program import Operation, read_program
 from bert_jax.training import sharding
-from bert_jax.training.config import check_ranges
+from bert_jax.training.settings import PRETRAIN
 from bert_jax.training.trainer import build_trainer
 from configs import pretrain
 
@@ -292,9 +292,9 @@ def main() -> None:
     """Compiles and counts."""
     jax.config.update("jax_platforms", "cpu")
     config = CONFIG.value or pretrain.get_config(f"size={_SIZE.value},seq={_SEQ_LENGTH.value}")
-    if "masking" not in config:
+    if not PRETRAIN.describes(config):
         raise UserError("only pre-training is counted: --config=configs/pretrain.py")
-    check_ranges(config)
+    PRETRAIN.check(config)
     if config.dtype == "auto":
         config.dtype = "bfloat16"
     objective = build_objective(config, plan.stand_in_tokenizer(VOCAB_SIZE))
@@ -324,4 +324,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

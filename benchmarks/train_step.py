@@ -20,7 +20,7 @@ from absl import flags
 from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.our_step import VOCAB_SIZE, Shape, ours
 from bert_jax import plan
-from bert_jax.common import errors
+from bert_jax.common import entry
 from bert_jax.main import build_objective
 from bert_jax.models.encoder import model_flops
 from bert_jax.training.metrics import PEAK_FLOPS
@@ -100,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -31,7 +31,9 @@ Shape alphabet, used in every signature, comment and einsum:
 
 from typing import Any
 
-__version__ = "0.1.0"
+from bert_jax.common.version import VERSION
+
+__version__ = VERSION
 __all__ = ["load"]
 
 

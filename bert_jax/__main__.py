@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from bert_jax.common import errors
+from bert_jax.common import entry, errors
 
 COMMANDS = ("prepare", "main", "finetune", "features", "convert", "score", "plan", "reproduce")
 
@@ -22,4 +22,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, arguments=True)
+    entry.run(main, arguments=True)

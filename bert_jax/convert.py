@@ -16,13 +16,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from bert_jax.common import errors
+from bert_jax.common import entry
 from bert_jax.common.errors import UserError
 from bert_jax.common.flag_parsing import path_flag
 from bert_jax.common.outputs import check_folder
 from bert_jax.models.layers import ACTIVATIONS
 from bert_jax.weights import hugging_face, tf1
-from bert_jax.weights.store import Pretrained, add_tokens, open_model, read_tokens, save_model
+from bert_jax.weights.opening import open_model
+from bert_jax.weights.store import Pretrained, add_tokens, read_tokens, save_model
 
 _READERS = {"run": open_model, "hf": hugging_face.read, "tf1": tf1.read}
 _WRITERS: dict[str, Callable[[str, Pretrained], Sequence[str] | None]] = {
@@ -74,4 +75,4 @@ def describe(pretrained: Pretrained) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

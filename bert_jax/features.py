@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from bert_jax.common import errors
+from bert_jax.common import entry
 from bert_jax.common.command_line import OUTPUT
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import written_whole
@@ -179,4 +179,4 @@ def _vectors(
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.common import errors, run_format, schemas
-from bert_jax.common.command_line import CONFIG, OUTPUT, WORKDIR, changed, given
+from bert_jax.common import entry, errors, run_format, schemas
+from bert_jax.common.command_line import CONFIG, OUTPUT, WORKDIR, changed, given, read_config
 from bert_jax.common.files import read_checked, read_text
 from bert_jax.common.outputs import check_folder, check_output
 from bert_jax.data import buckets
@@ -31,14 +31,14 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.inference import loading
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import EncoderConfig, model_flops
-from bert_jax.reports.finetuning import Examples, write_results, write_task
+from bert_jax.reports.finetuning import write_results, write_task
 from bert_jax.tasks import prediction_table
-from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
+from bert_jax.tasks.base import ONE_SEGMENT, Examples, Feature, Task, run_features
+from bert_jax.tasks.settings import FINETUNE
 from bert_jax.training import distributed, loop, memory, optim, sharding
 from bert_jax.training.checkpoint import has_checkpoint, load_params
 from bert_jax.training.compile_cache import keep_programs
-from bert_jax.training.config import check_ranges, encoder_config
-from bert_jax.training.settings import never_reached
+from bert_jax.training.config import encoder_config
 from bert_jax.training.trainer import build_trainer
 from bert_jax.training.workdir import alone_in, check_same, format_of, prepare_workdir
 from bert_jax.weights import store
@@ -54,14 +54,15 @@ MAY_CHANGE_OF_TABLES = ("test", "log_every", "checkpoint_minutes", "keep_checkpo
 
 
 def main() -> None:
-    if CONFIG.value is None or "custom" not in CONFIG.value or not WORKDIR.value:
+    config = read_config(CONFIG, FINETUNE)
+    if config is None or not WORKDIR.value:
         raise errors.UserError(
             "both --config=configs/finetune.py:task=... and --workdir=FOLDER are needed"
         )
     memory.keep_freed_memory()
     distributed.initialize()
     keep_programs()
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    workdir = Path(WORKDIR.value)
     output = Path(OUTPUT.value) if OUTPUT.value else None
     if output and config.mode == "train":
         raise errors.UserError("--output has no effect in training: it is for mode=predict or eval")
@@ -93,7 +94,7 @@ def read_inputs(config: Any, workdir: Path | None = None, chosen: Collection[str
     chosen: names of fields that the user set.
     Raises: UserError: for everything in the settings and files that prevents the fine-tuning.
     """
-    check_ranges(config, chosen)
+    FINETUNE.check(config, chosen)
     task, examples = read_examples(config)
     if workdir and (workdir / "config.json").exists():
         task = as_begun(task, workdir)
@@ -157,7 +158,7 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
     if _is_finished(workdir, phase.stop):
         _say_finished(workdir)
         return _results(workdir)
-    for line in never_reached(config, phase.stop, chosen):
+    for line in FINETUNE.never_reached(config, phase.stop, chosen):
         distributed.say(line)
     predict = trainer.jit(objective.predict)
 
@@ -260,7 +261,7 @@ def apply_model(
     Raises: UserError: it holds no model of this task; the data has no such split; a chosen field
       that has no effect here is not as it was in training; `output` cannot be written.
     """
-    check_ranges(config, {"task", "custom.family"}.intersection(chosen or ()))
+    FINETUNE.check(config, {"task", "custom.family"}.intersection(chosen or ()))
     for name in ("task.json", "config.json"):
         if not (workdir / name).exists():
             raise errors.UserError(f"{workdir} holds no fine-tuned model (it has no {name})")
@@ -397,4 +398,4 @@ def _fingerprint_of(examples: Sequence[Any]) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax.common import errors
-from bert_jax.common.command_line import CONFIG, WORKDIR, changed
+from bert_jax.common import entry
+from bert_jax.common.command_line import CONFIG, WORKDIR, changed, read_config
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import read_json, read_text, write_whole
 from bert_jax.common.outputs import check_folder
@@ -36,11 +36,12 @@ from bert_jax.reports.pretraining import is_finished, write_report
 from bert_jax.training import distributed, loop, memory, sharding
 from bert_jax.training.checkpoint import has_checkpoint
 from bert_jax.training.compile_cache import keep_programs
-from bert_jax.training.config import Stretch, check_ranges, encoder_config, stretches
-from bert_jax.training.settings import never_reached
+from bert_jax.training.config import Stretch, encoder_config, stretches
+from bert_jax.training.settings import PRETRAIN
 from bert_jax.training.trainer import Trainer, build_trainer
 from bert_jax.training.workdir import alone_in, format_of, prepare_workdir
-from bert_jax.weights.store import merge, open_model
+from bert_jax.weights.opening import open_model
+from bert_jax.weights.store import merge
 
 # What may change when a run is continued, and what may grow; else it would be another run.
 MAY_CHANGE = (
@@ -52,12 +53,13 @@ MAY_GROW = ("steps",)
 
 
 def main() -> None:
-    if CONFIG.value is None or "masking" not in CONFIG.value or not WORKDIR.value:
+    config = read_config(CONFIG, PRETRAIN)
+    if config is None or not WORKDIR.value:
         raise UserError("both --config=configs/pretrain.py:... and --workdir=FOLDER are needed")
     memory.keep_freed_memory()
     distributed.initialize()
     keep_programs()
-    pretrain(CONFIG.value, check_folder(Path(WORKDIR.value)), changed())
+    pretrain(config, check_folder(Path(WORKDIR.value)), changed())
 
 
 def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
@@ -67,7 +69,7 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
     Raises: UserError: a setting, the corpus, `init_from` or what lies in `workdir` does not fit;
       else as `loop.run`.
     """
-    check_ranges(config, chosen)
+    PRETRAIN.check(config, chosen)
     if not config.corpus:
         raise UserError("--config.corpus=FOLDER is needed")
     corpus = open_corpus(config.corpus)
@@ -93,7 +95,7 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
     if config.log_instances:
         path = workdir / f"instances-{jax.process_index()}.jsonl"
         phases = [dataclasses.replace(p, batches=_logged(p.batches, path)) for p in phases]
-    for line in never_reached(config, config.steps, chosen):
+    for line in PRETRAIN.never_reached(config, config.steps, chosen):
         distributed.say(line)
     distributed.say(passes(phases))
     with alone_in(workdir):
@@ -270,4 +272,4 @@ def _prepare(config: Any, corpus: Corpus, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -38,8 +38,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from bert_jax.common import errors
-from bert_jax.common.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY, changed
+from bert_jax.common import entry
+from bert_jax.common.command_line import CONFIG, OUTPUT, SLICES, TOPOLOGY, changed, read_config
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import read_json, write_json
 from bert_jax.common.outputs import check_output
@@ -52,7 +52,8 @@ from bert_jax.planning import tpu
 from bert_jax.planning.program import Program, read_program
 from bert_jax.planning.text import plan_text, search_text
 from bert_jax.training import sharding
-from bert_jax.training.config import check_ranges, stretches
+from bert_jax.training.config import stretches
+from bert_jax.training.settings import PRETRAIN
 from bert_jax.training.trainer import build_trainer
 
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 30522, "Used where the config names no corpus.")
@@ -64,12 +65,12 @@ Plan = dict[str, Any]  # plain values; bytes and seconds, of one device where no
 def main() -> None:
     if CONFIG.value is None or not TOPOLOGY.value:
         raise UserError("both --config=configs/pretrain.py:... and --topology=v5e:16x16 are needed")
-    config = CONFIG.value
+    config = read_config(CONFIG, PRETRAIN)
     output = check_output(Path(OUTPUT.value), _is_ours) if OUTPUT.value else None
-    if "masking" not in config:
+    if config is None:
         raise UserError("only pre-training is planned: --config=configs/pretrain.py")
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free
-    check_ranges(config, changed())
+    PRETRAIN.check(config, changed())
     if config.corpus and flags.FLAGS["vocab_size"].present:
         raise UserError("--vocab_size has no effect with corpus, which has its own vocabulary")
     if config.dtype == "auto":
@@ -347,4 +348,4 @@ def most_rows(measure: Callable[[int], Plan], start: int) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

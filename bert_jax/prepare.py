@@ -11,14 +11,14 @@ from pathlib import Path
 
 from absl import flags
 
-from bert_jax.common import errors
-from bert_jax.common.command_line import CONFIG, changed
+from bert_jax.common import entry
+from bert_jax.common.command_line import CONFIG, changed, read_config
 from bert_jax.common.errors import UserError
 from bert_jax.common.flag_parsing import path_flag
 from bert_jax.common.outputs import check_folder
 from bert_jax.preparing.beam import Beam
 from bert_jax.preparing.build import prepare
-from bert_jax.training.config import check_ranges
+from bert_jax.preparing.settings import PREPARE
 
 _OUT = path_flag("out", "Folder of the corpus to make.")
 _RUNNER = flags.DEFINE_string(
@@ -35,19 +35,20 @@ _BEAM_OPTIONS = flags.DEFINE_string(
 
 
 def main() -> None:
-    if CONFIG.value is None or "source" not in CONFIG.value or not _OUT.value:
+    config = read_config(CONFIG, PREPARE)
+    if config is None or not _OUT.value:
         raise UserError("give --config=configs/prepare.py and --out=FOLDER")
     if _BEAM_OPTIONS.value and not _RUNNER.value:
         raise UserError("--beam_options needs --runner")
-    check_ranges(CONFIG.value, changed())
+    PREPARE.check(config, changed())
     if _RUNNER.value and "workers" in changed():
         raise UserError("workers has no effect with --runner: its own options say how many")
     beam = Beam(_RUNNER.value, _BEAM_OPTIONS.value) if _RUNNER.value else None
     try:
-        prepare(CONFIG.value, check_folder(Path(_OUT.value), "--out"), beam=beam)
+        prepare(config, check_folder(Path(_OUT.value), "--out"), beam=beam)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from here") from interrupt
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

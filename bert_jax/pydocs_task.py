@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.common import errors
+from bert_jax.common import entry
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import folder_written_whole, write_json_lines
 from bert_jax.common.flag_parsing import path_flag
 from bert_jax.data.corpus import Corpus, open_corpus
+from bert_jax.data.sentences import split_sentences
 from bert_jax.preparing import pydocs
-from bert_jax.preparing.text import split_sentences
 
 # What bert_jax needs, in many modules each, and Python's own library.
 LIBRARIES = ("jax", "matplotlib", "numpy", "orbax", "scipy", "stdlib")
@@ -128,4 +128,4 @@ def _draw(text: str) -> bytes:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -26,7 +26,7 @@ import jax
 
 from bert_jax import finetune, plan
 from bert_jax import main as pretraining
-from bert_jax.common import errors, schemas
+from bert_jax.common import entry, schemas
 from bert_jax.common.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, given
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import read_checked
@@ -46,15 +46,17 @@ from bert_jax.experiments.paper import (
     get_table,
     size_name,
 )
+from bert_jax.experiments.settings import settings_of
+from bert_jax.experiments.table_report import Cell, Result, write_table
 from bert_jax.planning import tpu
-from bert_jax.reports.reproduction import Cell, Result, write_table
 from bert_jax.tasks import TASKS, family
+from bert_jax.tasks.settings import FINETUNE
 from bert_jax.training import distributed, memory
 from bert_jax.training.compile_cache import keep_programs
-from bert_jax.training.config import check_ranges, choose
-from bert_jax.training.settings import check_effects, check_values
+from bert_jax.training.config import choose
+from bert_jax.training.settings import PRETRAIN
 from bert_jax.training.workdir import check_same, claimed
-from bert_jax.weights import store
+from bert_jax.weights import opening, store
 
 # Folders of GLUE's archive.
 _GLUE = {
@@ -87,6 +89,7 @@ def main() -> None:
     config = CONFIG.value
     if config is None or "pretraining" not in config:
         raise UserError("--config=configs/reproduce.py:table=... is needed")
+    settings_of(config).expand_paths(config)
     if TOPOLOGY.value:
         jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free
         plan_pretrainings(config, tpu.open_slice(TOPOLOGY.value, SLICES.value))
@@ -137,7 +140,7 @@ def check_chosen(config: Any, chosen: Collection[str]) -> None:
     Raises: UserError, naming the field.
     """
     choose("grid", config.grid, GRIDS)
-    check_effects([config], [name for name in chosen if "." not in name])
+    settings_of(config).check_effects([config], [name for name in chosen if "." not in name])
     on_glue = sorted(_GLUE.keys() & config.finetuning.keys())
     for name in ("grid", "glue"):
         if name in chosen and not on_glue:
@@ -156,7 +159,7 @@ def check_chosen(config: Any, chosen: Collection[str]) -> None:
                 for row in rows
                 for column in all_columns
             ]
-            check_effects(variants, mine)
+            FINETUNE.check_effects(variants, mine)
             check_grid(_grid(config, task), one, mine, "grid")
     mine = [name.partition(".")[2] for name in chosen if name.startswith("pretraining.")]
     for name in mine:
@@ -167,7 +170,7 @@ def check_chosen(config: Any, chosen: Collection[str]) -> None:
         else:
             continue
         raise UserError(f"--config.pretraining.{name} has no effect: {why}")
-    check_effects([pretraining_config(config, row.pretraining) for row in rows], mine)
+    PRETRAIN.check_effects([pretraining_config(config, row.pretraining) for row in rows], mine)
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -192,7 +195,7 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
 
     Raises: UserError: no task has, or something that the table starts from is not given.
     """
-    check_values(config)
+    settings_of(config).check_values(config)
     found, left_out = [], []
     for task, one in config.finetuning.items():
         in_glue = not (one.data or one.train) and config.glue and task in _GLUE
@@ -203,7 +206,7 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
             left_out.append(f"{task} is left out: {where} (--config.finetuning.{task}.data=FOLDER)")
             continue
         with _told_of(task):
-            check_ranges(one)
+            FINETUNE.check(one)
             if one.add_tokens:
                 store.read_tokens(one.add_tokens)
         try:  # now, not after hours of pre-training
@@ -230,7 +233,7 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
         raise UserError("--config.pretraining.corpus=FOLDER is needed (bert_jax.prepare makes it)")
     table = get_table(config.table, config.scale)
     for row in () if given else table.rows:
-        check_ranges(pretraining_config(config, row.pretraining))
+        PRETRAIN.check(pretraining_config(config, row.pretraining))
     return table, found, left_out
 
 
@@ -293,7 +296,7 @@ def disk_needed(config: Any, todo: Sequence[Job]) -> int:
         passing.append(size * (along + job.config.keep_checkpoints + 1 - len(kept)))
     sizes = [disk.checkpoint_bytes(job.config.model, vocab_size) for job in pretrainings]
     if starts_from_checkpoint(config):
-        model = store.open_model(config.checkpoint)
+        model = opening.open_model(config.checkpoint)
         sizes.append(disk.checkpoint_bytes(model.model, model.tokenizer.vocab_size))
     tunings = [job.config.keep_checkpoints + 2 for job in left if "task" in job.config]
     passing += [max(tunings, default=0) * max(sizes, default=0)]
@@ -310,7 +313,7 @@ def check_settings(config: Any, todo: Sequence[Job]) -> None:
     }
     left = [job for job in todo if "task" in job.config and not job.result.exists()]
     if left and starts_from_checkpoint(config):
-        made[None] = store.open_model(config.checkpoint).model
+        made[None] = opening.open_model(config.checkpoint).model
     for job in left:
         with _told_of(job.config.task):
             finetune.check_settings(job.config, made[job.needs])
@@ -448,4 +451,4 @@ def plan_pretrainings(config: Any, target: tpu.Slice) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from bert_jax import tasks
-from bert_jax.common import errors
+from bert_jax.common import entry, errors
 from bert_jax.common.files import plain, read_json
 from bert_jax.common.flag_parsing import path_flag
 from bert_jax.tasks.base import Source
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bert_jax.common import errors
+from bert_jax.common import entry
 from bert_jax.common.errors import UserError
 from bert_jax.common.flag_parsing import path_flag
 from bert_jax.tasks.glue import zip_submission
@@ -36,4 +36,4 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, arguments=True)
+    entry.run(main, arguments=True)

@@ -26,18 +26,18 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from bert_jax import finetune
-from bert_jax.common import errors, figures, schemas
-from bert_jax.common.command_line import CONFIG, WORKDIR, given
+from bert_jax.common import entry, errors, figures, schemas
+from bert_jax.common.command_line import CONFIG, WORKDIR, given, read_config
 from bert_jax.common.files import read_checked, write_json, write_whole
 from bert_jax.common.outputs import check_folder, check_report
 from bert_jax.common.progress import Progress
 from bert_jax.experiments import disk
 from bert_jax.experiments.grid import GRIDS, check_grid, name_of, read_grid, settings
+from bert_jax.tasks.settings import FINETUNE
 from bert_jax.training import distributed, memory
 from bert_jax.training.compile_cache import keep_programs
-from bert_jax.training.config import check_ranges
 from bert_jax.training.workdir import check_same
-from bert_jax.weights import store
+from bert_jax.weights import opening
 from configs.finetune import get_config
 
 _GRID = flags.DEFINE_string(
@@ -50,8 +50,8 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each setting.", lower_bound=1
 
 
 def main() -> None:
-    config, workdir = CONFIG.value, WORKDIR.value
-    if config is None or "custom" not in config or not workdir:
+    config, workdir = read_config(CONFIG, FINETUNE), WORKDIR.value
+    if config is None or not workdir:
         raise errors.UserError("--config=configs/finetune.py:task=... and --workdir are needed")
     if config.mode != "train":
         raise errors.UserError(f"a sweep trains: mode={config.mode} is for bert_jax.finetune")
@@ -61,13 +61,13 @@ def main() -> None:
     check_chosen(config, given(), _GRID.value)
     folder = check_folder(Path(workdir))
     check_report(folder, ("sweep.json", "sweep.md", "sweep.png"), ("settings", "best_run"))
-    model = store.open_model(config.init_from)
+    model = opening.open_model(config.init_from)
     # Of the best run so far and of the one at work: the newest, the best, and one being written.
     size = disk.checkpoint_bytes(model.model, model.tokenizer.vocab_size)
     distributed.say(disk.told(2 * (config.keep_checkpoints + 2) * size, folder))
     points = settings(read_grid(_GRID.value, config))
     for point in points:
-        check_ranges(with_point(config, point))
+        FINETUNE.check(with_point(config, point))
     runs = [(point, seed) for point in points for seed in range(_SEEDS.value)]
     results: list[dict[str, Any]] = []
     with Progress(len(runs), "run", quiet=not distributed.is_main()) as progress:
@@ -94,7 +94,7 @@ def check_chosen(config: Any, chosen: Collection[str], grid: str) -> None:
     the task are a preset's or the user's, too.
     Raises: UserError, naming the setting.
     """
-    check_ranges(config, [name for name in chosen if name != "seed"])
+    FINETUNE.check(config, [name for name in chosen if name != "seed"])
     if "seed" in chosen:
         raise errors.UserError("--config.seed has no effect: --seeds=N tries the seeds 0 to N-1")
     paper = get_config(f"task={config.task},family={config.custom.family}")
@@ -209,4 +209,4 @@ def _drop_checkpoints(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

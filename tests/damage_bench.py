@@ -36,7 +36,7 @@ def make_bench(bench: Path) -> None:
     from bert_jax.models.body import Body
     from bert_jax.preparing.vocabulary import train_vocabulary
     from bert_jax.tasks.base import Source
-    from bert_jax.weights import hugging_face, store, tf1
+    from bert_jax.weights import hugging_face, opening, store, tf1
 
     corpus = tiny_corpus.write_corpus(bench / "corpus")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -59,7 +59,7 @@ def make_bench(bench: Path) -> None:
     shutil.move(vocabulary / "json" / "vocab.txt", vocabulary / "wordpiece" / "vocab.txt")
     _prepare(bench, killed=True)
     train_vocabulary([texts / "texts.txt"], "unigram", 150, True, vocabulary / "unigram")
-    base = store.open_model(bench / "run")
+    base = opening.open_model(bench / "run")
     hugging_face.write(bench / "hf", base)
     tf1.write(bench / "tf1", base)
     for number, (family, (write, custom)) in enumerate(tiny_tasks.FAMILIES.items()):

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 _PARENT = """
 import json, os, runpy, sys
-import bert_jax.data.loader, bert_jax.inference, bert_jax.tasks, bert_jax.train
+import bert_jax.data.loader, bert_jax.inference.loading, bert_jax.tasks, bert_jax.training.loop
 import configs.finetune, configs.pretrain
 for line in sys.stdin:
     asked = json.loads(line)

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from kinds import settings_of
 
 from bert_jax.__main__ import COMMANDS
 from bert_jax.common.errors import UserError
-from bert_jax.common.fields import Field
-from bert_jax.common.flag_parsing import from_home
-from bert_jax.training.settings import expand_paths, fields_of, flat
+from bert_jax.common.fields import Field, flat
+from bert_jax.common.files import from_home
 from configs import finetune, pretrain, reproduce
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ ENTRIES = [
 # reads; the imports that they share are made once.
 HELP = """
 import importlib, os, sys
-from bert_jax import errors, finetune
+from bert_jax.common import entry; from bert_jax import finetune
 for entry in sys.argv[1].split(","):
     if pid := os.fork():
         os.waitpid(pid, 0)
@@ -43,7 +43,7 @@ for entry in sys.argv[1].split(","):
         code = 0
         try:
             sys.argv = [entry, "--help"]
-            errors.run(module.main)
+            entry.run(module.main)
         except SystemExit as stop:
             code = stop.code or 0
         sys.stdout.flush()
@@ -97,9 +97,9 @@ def test_the_home_folder(monkeypatch):
     for config in (
         pretrain.get_config(), finetune.get_config(), reproduce.get_config("table=5,tasks=mrpc"),
     ):  # fmt: skip
-        paths = [name for name, field in fields_of(config).items() if field.kind == "path"]
+        paths = [name for name, field in settings_of(config).rows.items() if field.kind == "path"]
         config.update_from_flattened_dict(dict.fromkeys(paths, "~/x"))
-        expand_paths(config)
+        settings_of(config).expand_paths(config)
         values = dict(flat(config))
         assert paths and {values[name] for name in paths} == {"/home/me/x"}
 

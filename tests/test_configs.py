@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 
 from bert_jax import main
 from bert_jax.common.errors import UserError
+from bert_jax.common.fields import Settings
 from bert_jax.reports import pretraining
 from bert_jax.training import optim
-from bert_jax.training.config import SIZES, check_ranges, encoder_config, parse_arg, stretches
+from bert_jax.training.config import SIZES, encoder_config, parse_arg, stretches
+from bert_jax.training.settings import PRETRAIN
 from configs import pretrain
 
 VOCABULARY = types.SimpleNamespace(  # of bert-base-uncased
@@ -96,7 +98,7 @@ def test_numbers_that_cannot_be_are_refused(changes, message):
     config = pretrain.get_config("size=tiny")
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
-        check_ranges(config)
+        PRETRAIN.check(config)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_every_preset_builds(preset, phases, corpus):
         config = pretrain.get_config(
             f"size={size},preset={preset},nsp={nsp},phases={phases},seq=256"
         )
-        check_ranges(config)
+        PRETRAIN.check(config)
         objective = main.build_objective(config, corpus.tokenizer)
         plan = [(p.start, p.stop, p.seq_length)
                 for p in main.build_phases(config, corpus, objective, mesh)]  # fmt: skip
@@ -247,11 +249,11 @@ def test_every_field_is_read_by_a_run(corpus_path, tmp_path, monkeypatch):
     read: set[str] = set()
     config = tiny_corpus.small_config(corpus=str(corpus_path))
     recorder = Recorder(config, read)
-    monkeypatch.setattr(main, "CONFIG", types.SimpleNamespace(value=recorder))
+    monkeypatch.setattr(main, "read_config", lambda *_: recorder)
     monkeypatch.setattr(main, "WORKDIR", types.SimpleNamespace(value=str(tmp_path / "run")))
-    monkeypatch.setattr(main, "check_ranges", lambda *_: None)
+    monkeypatch.setattr(Settings, "check", lambda *_: None)
     monkeypatch.setattr(main, "changed", dict)  # there is no command line
-    monkeypatch.setattr(main.train, "run", lambda *arguments: ({"params": {}}, {}))
+    monkeypatch.setattr(main.loop, "run", lambda *arguments: ({"params": {}}, {}))
     monkeypatch.setattr(main, "write_report", lambda *arguments: None)
     cache = jax.config.jax_compilation_cache_dir
     main.main()

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from bert_jax import convert
 from bert_jax.common.errors import UserError
 from bert_jax.weights import tf1
-from bert_jax.weights.store import open_model, save_model
+from bert_jax.weights.opening import open_model
+from bert_jax.weights.store import save_model
 
 TF_NAMES = [  # theirs in transformers, in a release
     (r"encoder\.layer\.(\d+)", r"encoder.layer_\1"),

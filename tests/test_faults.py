@@ -150,7 +150,7 @@ def test_what_is_said_to_a_closed_terminal_is_no_error():
     program = (
         "import os, sys\n"
         "os.open(os.ttyname(0), os.O_RDWR)  # it is now that of the session\n"
-        "from bert_jax import distributed\n"
+        "from bert_jax.training import distributed\n"
         "request = distributed.StopRequest()\n"
         "print('ready', flush=True)\n"
         "while not request.reached(1): pass\n"
@@ -273,9 +273,9 @@ def run_program(program, variables=None):
 )  # fmt: skip
 def test_processes_that_are_described_in_part_are_one_line(variables, message):
     program = (
-        "from bert_jax import distributed, errors\n"
+        "from bert_jax.training import distributed; from bert_jax.common import entry\n"
         "def main(): distributed.initialize()\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     found = run_program(program, variables)
     assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
@@ -284,9 +284,9 @@ def test_processes_that_are_described_in_part_are_one_line(variables, message):
 
 def test_an_accelerator_that_jax_cannot_use_is_told():
     program = (
-        "import logging; from bert_jax import errors\n"
+        "import logging; from bert_jax.common import entry\n"
         "def main(): [logging.getLogger(n).warning(n) for n in ('jax._src.xla_bridge', 'other')]\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     found = run_program(program)
     assert "jax._src.xla_bridge" in found.stderr and "other" not in found.stderr
@@ -294,10 +294,10 @@ def test_an_accelerator_that_jax_cannot_use_is_told():
 
 def test_an_interrupt_is_one_line():
     program = (
-        "import signal; from bert_jax import errors\n"
+        "import signal; from bert_jax.common import entry\n"
         "def main(): signal.raise_signal(signal.SIGINT)\n"
         "signal.signal(2, signal.default_int_handler)\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     found = run_program(program)
     assert (found.returncode, found.stderr) == (130, "interrupted\n")
@@ -306,9 +306,9 @@ def test_an_interrupt_is_one_line():
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_an_error_of_the_system_is_one_line(code):
     program = (
-        "import os; from bert_jax import errors\n"
+        "import os; from bert_jax.common import entry\n"
         f"def main(): raise OSError({code}, os.strerror({code}), 'runs/a/metrics.jsonl')\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     found = run_program(program)
     assert found.returncode == 2
@@ -369,11 +369,11 @@ def test_what_an_error_means_for_those_who_start_the_run(error, code, monkeypatc
 
 def test_a_fault_of_ours_ends_the_process_at_once_with_its_traceback():
     program = (
-        "import threading, time, jax; from bert_jax import errors\n"
+        "import threading, time, jax; from bert_jax.common import entry\n"
         "def main():\n"
         "    threading.Thread(target=time.sleep, args=[300]).start()\n"
         "    {}['name']\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
@@ -383,9 +383,9 @@ def test_a_fault_of_ours_ends_the_process_at_once_with_its_traceback():
 
 def test_too_little_memory_of_a_device_is_one_line():
     program = (
-        "import jax.numpy as jnp; from bert_jax import errors\n"
+        "import jax.numpy as jnp; from bert_jax.common import entry\n"
         "def main(): jnp.zeros((2**46,)).block_until_ready()\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     found = run_program(program)
     assert found.returncode == 2, found.stderr
@@ -397,11 +397,11 @@ def test_too_little_memory_of_a_device_is_one_line():
 def test_an_error_ends_the_process_whatever_threads_are_left():
     """Orbax leaves some that wait for minutes when a checkpoint could not be written."""
     program = (
-        "import threading, time, jax; from bert_jax import errors\n"
+        "import threading, time, jax; from bert_jax.common import entry\n"
         "def main():\n"
         "    threading.Thread(target=time.sleep, args=[300]).start()\n"
         "    raise errors.UserError('the disk is full')\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
@@ -413,9 +413,9 @@ def test_an_error_ends_the_process_whatever_threads_are_left():
 def test_a_platform_that_jax_cannot_use_here_is_told(platform):
     """JAX raises a RuntimeError, of a GPU without its plugin a bare AssertionError."""
     program = (
-        "import jax; from bert_jax import errors\n"
+        "import jax; from bert_jax.common import entry\n"
         "def main(): print('found', jax.devices())\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     found = run_program(program, {"JAX_PLATFORMS": platform, "TPU_SKIP_MDS_QUERY": "1"})
     if found.returncode == 0:

@@ -16,6 +16,7 @@ from tiny_tasks import make_config, settings
 
 from bert_jax import finetune, tasks
 from bert_jax.common.errors import UserError
+from bert_jax.common.fields import Settings
 from bert_jax.models.body import Body
 from bert_jax.training.config import encoder_config
 from bert_jax.weights import finetune_start
@@ -99,7 +100,7 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
 
     for what in ("given", "changed"):
         monkeypatch.setattr(finetune, what, dict)  # there is no command line
-    monkeypatch.setattr(finetune, "check_ranges", lambda *_: None)
+    monkeypatch.setattr(Settings, "check", lambda *_: None)
     read: set[str] = set()
     folder = data / "classification"
     for mode in config_file.MODES:
@@ -108,7 +109,7 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
             test=str(folder / "dev.tsv"),
         )  # fmt: skip
         recorder = Recorder(config, read)
-        monkeypatch.setattr(finetune, "CONFIG", types.SimpleNamespace(value=recorder))
+        monkeypatch.setattr(finetune, "read_config", lambda *_, recorder=recorder: recorder)
         workdir = types.SimpleNamespace(value=str(tmp_path / "run"))
         monkeypatch.setattr(finetune, "WORKDIR", workdir)
         monkeypatch.setattr(finetune, "OUTPUT", types.SimpleNamespace(value=None))
@@ -116,7 +117,7 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "predict" / "results.json").exists()
     monkeypatch.undo()
     config = Recorder(make_config(trained, train=str(folder / "train.tsv")), read)
-    finetune.train.sharding.make_mesh(config.mesh)
+    finetune.loop.sharding.make_mesh(config.mesh)
     with pytest.raises(UserError, match="dev_share"):
         finetune.read_splits(finetune.build_task(config), config)
     assert field_names(config._config) - read == set()
@@ -219,7 +220,7 @@ def test_another_dev_set_does_not_continue_a_run(trained, data, tmp_path, monkey
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune.train, "run", stopped)
+    monkeypatch.setattr(finetune.loop, "run", stopped)
     folder = data / "classification"
     text = (folder / "dev.tsv").read_text()
     (tmp_path / "moved.tsv").write_text(text)

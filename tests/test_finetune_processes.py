@@ -43,7 +43,7 @@ def undisturbed(trained, data, tmp_path_factory) -> Path:
     """Work directory of the run on one device of this process."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.train.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
+        patch.setattr(finetune.loop.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
         tiny_tasks.run(trained, data, workdir, **SETTINGS)
     return workdir
 
@@ -103,7 +103,7 @@ def test_a_fine_tuning_killed_by_sigkill_ends_with_the_same_bits(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (workdir / "results.json").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.train.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
+        patch.setattr(finetune.loop.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
         tiny_tasks.run(trained, data, workdir, **SETTINGS)
     assert metrics(workdir) == metrics(undisturbed)
     assert bits(load_params(workdir)) == bits(load_params(undisturbed))

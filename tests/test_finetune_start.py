@@ -12,7 +12,7 @@ from tiny_tasks import bits, examples, make_config, run
 from bert_jax import finetune, tasks
 from bert_jax.tasks.classification import Classification
 from bert_jax.training.checkpoint import Checkpoints, load_params
-from bert_jax.weights import finetune_start, store
+from bert_jax.weights import finetune_start, opening
 
 pytestmark = pytest.mark.usefixtures("on_first_device")
 
@@ -103,7 +103,7 @@ def test_new_tokens_are_learnt_and_stay_with_the_model(trained, data, tmp_path):
     tokens = tmp_path / "new.txt"
     tokens.write_text("shipzz\nsongzz\n")
     run(trained, data, tmp_path / "run", add_tokens=str(tokens), epochs=1.0)
-    before, after = store.open_model(trained), store.open_model(tmp_path / "run")
+    before, after = opening.open_model(trained), opening.open_model(tmp_path / "run")
     assert after.tokenizer.vocab_size == before.tokenizer.vocab_size + 2
     assert after.tokenizer.encode("the shipzz")[-1] == before.tokenizer.vocab_size
     table = after.params["encoder"]["embeddings"]["token"]
@@ -116,7 +116,7 @@ def test_new_tokens_are_learnt_and_stay_with_the_model(trained, data, tmp_path):
 def test_what_is_cut_is_counted(trained, data, tmp_path, capsys):
     run(trained, data, tmp_path / "run", epochs=0.04, max_length=9)
     said = capsys.readouterr().err
-    tokenizer = store.open_model(trained).tokenizer
+    tokenizer = opening.open_model(trained).tokenizer
     for split, count in (("train", 480), ("dev", 60)):
         texts = [text for _, text in examples(count, len(split))]
         cut = sum(len(ids) > 7 for ids in tokenizer.encode_batch(texts))
@@ -130,14 +130,14 @@ def test_what_is_cut_is_counted(trained, data, tmp_path, capsys):
 
 def test_as_many_programs_are_compiled_as_there_are_widths(trained, data, tmp_path, monkeypatch):
     sizes = []
-    real = finetune.train.run
+    real = finetune.loop.run
 
     def spying(trainer, *arguments):
         result = real(trainer, *arguments)
         sizes.append(trainer._compiled_step._cache_size())
         return result
 
-    monkeypatch.setattr(finetune.train, "run", spying)
+    monkeypatch.setattr(finetune.loop, "run", spying)
     results = run(trained, data, tmp_path / "run", epochs=1.0)
     padding = results["padding"]
     assert sizes == [padding["widths"]]
@@ -156,7 +156,7 @@ def test_another_seed_or_schedule_needs_no_other_program(trained, data, tmp_path
         programs.add(trainer.lower(batches[0]).as_text())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune.train, "run", lowering)
+    monkeypatch.setattr(finetune.loop, "run", lowering)
     for seed, rate, epochs in ((0, 1e-3, 6.0), (1, 1e-3, 6.0), (0, 1e-4, 3.0)):
         changes = {"seed": seed, "learning_rate": rate, "epochs": epochs}
         config = make_config(trained, data=str(data / "classification"), **changes)

@@ -21,7 +21,7 @@ from bert_jax.models.heads import Classifier, MlmHead, Pooler
 from bert_jax.models.layers import apply
 from bert_jax.training.config import encoder_config
 from bert_jax.weights import hugging_face
-from bert_jax.weights.store import open_model
+from bert_jax.weights.opening import open_model
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import bert_jax
 from bert_jax import tasks
 from bert_jax.common.errors import UserError
 from bert_jax.weights import hugging_face
-from bert_jax.weights.store import open_model
+from bert_jax.weights.opening import open_model
 
 
 def test_labels_and_kinds_of_published_models(tmp_path):

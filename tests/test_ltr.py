@@ -21,8 +21,8 @@ from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.reports.pretraining import write_report
 from bert_jax.training import loop
 from bert_jax.training.checkpoint import Checkpoints
-from bert_jax.training.config import check_ranges
-from bert_jax.weights.store import open_model
+from bert_jax.training.settings import PRETRAIN
+from bert_jax.weights.opening import open_model
 
 CONFIG = EncoderConfig(
     vocab_size=37, layers=2, width=16, heads=2, head_width=8, feed_forward=32, max_positions=12,
@@ -177,7 +177,7 @@ def test_the_two_readings_of_no_nsp(corpus):
     """Pairs without the loss, or contiguous text; neither has parameters for NSP."""
     for changes, pairs in (({"nsp": False}, True), ({"nsp": False, "pairs": False}, False)):
         config = small_config(**changes)
-        check_ranges(config)
+        PRETRAIN.check(config)
         objective = main.build_objective(config, corpus.tokenizer)
         (phase,) = main.build_phases(config, corpus, objective, one_device())
         batch = next(phase.batches(0, 1))
@@ -186,4 +186,4 @@ def test_the_two_readings_of_no_nsp(corpus):
         assert params.keys() == {"encoder", "mlm_head"}
     for changes in ({"pairs": False}, {"model__causal": True}):
         with pytest.raises(UserError, match=r"nsp=true needs pairs=true and model.causal=false"):
-            check_ranges(small_config(**changes))
+            PRETRAIN.check(small_config(**changes))

@@ -17,7 +17,7 @@ from bert_jax.training import memory
 # Page faults of filling so much memory again that another thread has filled and freed before.
 FILL_TWICE = textwrap.dedent("""
     import ctypes, resource, sys, threading
-    from bert_jax import memory
+    from bert_jax.training import memory
 
     def fill():
         blocks = [libc.malloc(size) for size in sizes]

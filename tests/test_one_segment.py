@@ -12,7 +12,8 @@ from tiny_tasks import make_config, settings, write_answering, write_choice
 from bert_jax import finetune
 from bert_jax.inference.loading import Model
 from bert_jax.weights import hugging_face
-from bert_jax.weights.store import open_model, save_model
+from bert_jax.weights.opening import open_model
+from bert_jax.weights.store import save_model
 
 PAIRS = [("she sat", "the cat"), "she sat"]
 

@@ -20,7 +20,8 @@ from bert_jax.preparing.build import prepare
 from bert_jax.tasks import glue
 from bert_jax.training.workdir import prepare_workdir
 from bert_jax.weights import hugging_face
-from bert_jax.weights.store import open_model, save_model
+from bert_jax.weights.opening import open_model
+from bert_jax.weights.store import save_model
 from configs import prepare as prepare_config
 
 

@@ -14,7 +14,8 @@ import bert_jax
 from bert_jax import finetune, tasks
 from bert_jax.common.errors import UserError
 from bert_jax.tasks.prediction_table import write_table
-from bert_jax.weights.store import open_model, save_model
+from bert_jax.weights.opening import open_model
+from bert_jax.weights.store import save_model
 
 NAMES = ("a", "b", "c")
 TASKS = {  # of a golden model's head, as a fine-tuning would have left it

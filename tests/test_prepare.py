@@ -91,9 +91,9 @@ def test_same_bytes_with_1_and_8_workers(input_file, tmp_path, monkeypatch):
 
 
 DRIVER = (
-    "from bert_jax.data import units; units.SMALLEST_UNIT = 10_000\n"
-    "from bert_jax import errors, prepare\n"
-    "errors.run(prepare.main)\n"
+    "from bert_jax.preparing import units; units.SMALLEST_UNIT = 10_000\n"
+    "from bert_jax.common import entry; from bert_jax import prepare\n"
+    "entry.run(prepare.main)\n"
 )
 
 

@@ -142,8 +142,8 @@ def test_wrong_runners_and_options(runner, capfd, name, options, message):
 def test_without_beam(tmp_path, flag, message):
     command = (
         "import sys; sys.modules['apache_beam'] = None\n"
-        "from bert_jax import errors, prepare\n"
-        "errors.run(prepare.main)\n"
+        "from bert_jax.common import entry; from bert_jax import prepare\n"
+        "entry.run(prepare.main)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", command, "--config=configs/prepare.py", f"--out={tmp_path}/o", flag],

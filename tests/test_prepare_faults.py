@@ -11,7 +11,7 @@ import sys
 import pytest
 from random_text import digests, random_text, sentences, text_config
 
-from bert_jax.common import errors
+from bert_jax.common import entry, errors
 from bert_jax.common.errors import UserError
 from bert_jax.common.flag_parsing import parse_flags
 from bert_jax.data.tokenizer import load_tokenizer
@@ -233,7 +233,7 @@ def test_what_a_terminal_cannot_show_ends_no_run(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(told, "ascii"))
     monkeypatch.setattr(sys, "argv", ["x"])
     monkeypatch.setattr(errors.app, "run", lambda main, **_: main(["x"]))
-    errors.run(lambda: print("한 · \udcff"))
+    entry.run(lambda: print("한 · \udcff"))
     sys.stdout.flush()
     assert told.getvalue() == rb"\ud55c \xb7 \udcff" + b"\n"
 

@@ -263,7 +263,7 @@ EVALUATING = """
 import dataclasses, sys
 sys.path.insert(0, "tests")
 import tiny_corpus
-from bert_jax import distributed, sharding, train
+from bert_jax.training import distributed, loop, sharding
 from bert_jax.data.corpus import open_corpus
 
 distributed.initialize()

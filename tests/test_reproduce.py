@@ -27,11 +27,12 @@ from bert_jax.experiments.paper import (
     get_table,
     size_name,
 )
+from bert_jax.experiments.table_report import Cell, Result, as_markdown, compare, summarise
 from bert_jax.planning import tpu
-from bert_jax.reports.reproduction import Cell, Result, as_markdown, compare, summarise
 from bert_jax.tasks import get_task
 from bert_jax.training import sharding
-from bert_jax.training.config import check_ranges, encoder_config
+from bert_jax.training.config import encoder_config
+from bert_jax.training.settings import PRETRAIN
 from configs import pretrain
 from configs import reproduce as config_file
 
@@ -108,7 +109,7 @@ def test_every_table_at_every_scale_is_of_valid_runs(table, scale):
     names = {column.name for task in config.finetuning for column in columns(table, task, True)}
     for row in rows:
         one = reproduce.pretraining_config(config, row.pretraining)
-        check_ranges(one)
+        PRETRAIN.check(one)
         encoder_config(one.model.to_dict(), 100, "float32")
         kept = reproduce.kept_steps(one, row.pretraining, scale)
         assert one.keep_every * 10 in (0, one.steps)

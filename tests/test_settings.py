@@ -6,18 +6,21 @@ import random
 import re
 
 import pytest
+from kinds import settings_of
 from tiny_corpus import small_config
 from tiny_model import random_params
 from tiny_tasks import make_config, write_classification
 
 from bert_jax import finetune, main, reproduce
 from bert_jax.common.errors import UserError
+from bert_jax.common.fields import flat
+from bert_jax.preparing.settings import PREPARE
 from bert_jax.preparing.sources import find_files
 from bert_jax.tasks import get_task
 from bert_jax.training import optim, sharding
-from bert_jax.training.config import check_ranges, encoder_config
-from bert_jax.training.settings import fields_of, flat, never_reached
-from bert_jax.weights import store
+from bert_jax.training.config import encoder_config
+from bert_jax.training.settings import PRETRAIN
+from bert_jax.weights import opening, store
 from configs import finetune as finetune_file
 from configs import prepare as prepare_file
 from configs import pretrain as pretrain_file
@@ -35,7 +38,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_field_has_a_row_and_every_row_a_field(name):
-    assert {field for field, _ in flat(CONFIGS[name])} == set(fields_of(CONFIGS[name]))
+    assert {field for field, _ in flat(CONFIGS[name])} == set(settings_of(CONFIGS[name]).rows)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_every_field_has_a_row_and_every_row_a_field(name):
     ],
 )  # fmt: skip
 def test_shipped_configs_are_in_range(config):
-    check_ranges(config)
+    settings_of(config).check(config)
 
 
 # Wrong values.
@@ -99,22 +102,22 @@ def checks(corpus, corpus_path, tmp_path_factory):
     small = small_config().model.to_dict()
     encoder = encoder_config(small, corpus.tokenizer.vocab_size, "float32")
     model = store.Pretrained(small, random_params(encoder), corpus.tokenizer)
-    real = store.open_model
+    real = opening.open_model
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    patch.setattr(store, "open_model", lambda path: model if path == "MODEL" else real(path))
+    patch.setattr(opening, "open_model", lambda path: model if path == "MODEL" else real(path))
 
     def pretraining(config, chosen):
-        check_ranges(config, chosen)
+        PRETRAIN.check(config, chosen)
         objective = main.build_objective(config, corpus.tokenizer)
         mesh = sharding.make_mesh(config.mesh)
         main.build_phases(config, corpus, objective, mesh)
         main.build_schedule(config, objective)
         optim.optimizer(config.optimizer, optim.schedule(config, config.steps))
-        never_reached(config, config.steps, chosen)
+        PRETRAIN.never_reached(config, config.steps, chosen)
 
     def preparing(config, chosen):
-        check_ranges(config, chosen)
+        PREPARE.check(config, chosen)
         find_files(config.input, config.source)
 
     def reproducing(config, chosen):
@@ -140,7 +143,7 @@ def test_two_thousand_wrong_settings_are_one_line_each(checks):
     for number in range(2000):
         valid, check = checks[number % len(checks)]
         config = valid.copy_and_resolve_references()
-        fields = rng.sample(sorted(fields_of(config)), rng.choice([1, 1, 2]))
+        fields = rng.sample(sorted(settings_of(config).rows), rng.choice([1, 1, 2]))
         changes = {name: draw(rng, dict(flat(config))[name]) for name in fields}
         with contextlib.suppress(TypeError, OverflowError):  # ConfigDict's own refusal
             config.update_from_flattened_dict(changes)
@@ -222,7 +225,7 @@ def test_settings_that_change_nothing_are_refused(file, arg, changes, message):
     config = file.get_config(arg)
     config.update_from_flattened_dict(changes)
     with told(message):
-        check_ranges(config, list(changes))
+        settings_of(config).check(config, list(changes))
 
 
 def test_a_field_that_acts_in_one_row_of_a_table_is_not_refused():
@@ -262,9 +265,9 @@ def test_a_field_that_acts_in_one_row_of_a_table_is_not_refused():
 def test_what_a_run_never_comes_to_is_told(changes, said):
     config = pretrain_file.get_config("size=tiny")
     config.update_from_flattened_dict(changes)
-    lines = never_reached(config, 20, changes)
+    lines = PRETRAIN.never_reached(config, 20, changes)
     assert len(lines) == bool(said) and (not said or said in lines[0])
-    assert never_reached(config, 20, ["steps"]) == []  # what the user did not set is not told
+    assert PRETRAIN.never_reached(config, 20, ["steps"]) == []  # not set by the user, so not told
 
 
 @pytest.mark.parametrize("how", ["same", "link", "folder", "copy"])

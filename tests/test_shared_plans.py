@@ -135,7 +135,7 @@ def test_the_next_pass_is_planned_ahead(monkeypatch):
 def test_no_input_is_started_for_shapes(corpus_path, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(main, "train_batches", lambda *a, **k: started.append(a))
-    monkeypatch.setattr(main.train, "run", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(main.loop, "run", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     config = tiny_corpus.small_config(workers=2)
     config.corpus = str(corpus_path)
     with pytest.raises(KeyboardInterrupt):

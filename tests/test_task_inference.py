@@ -22,7 +22,7 @@ from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.squad import Answering
 from bert_jax.tasks.tagging import Tagging
 from bert_jax.training.config import encoder_config
-from bert_jax.weights import hugging_face, store
+from bert_jax.weights import hugging_face, opening, store
 
 NAMES = ("sea", "land", "sky")
 SINGLE = dataclasses.replace(Classification.custom(), labels=NAMES)
@@ -129,7 +129,7 @@ def test_numbers_in_the_unit_of_the_files(fine_tuned, pretrained, tmp_path):
     expected = logits * [44.0, 0.25] + [54.0, -1.0]
     numbers = [label.label for label in model.classify(TEXTS)]
     np.testing.assert_allclose(numbers, expected, rtol=1e-5, atol=1e-4)
-    hugging_face.write(tmp_path / "hf", store.open_model(tmp_path / "run"))
+    hugging_face.write(tmp_path / "hf", opening.open_model(tmp_path / "run"))
     elsewhere = bert_jax.load(tmp_path / "hf")
     assert elsewhere.task == dataclasses.replace(task, scales=())
     found = direct(elsewhere, elsewhere.task, Body(elsewhere.encoder), [[text] for text in TEXTS])

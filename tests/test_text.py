@@ -6,8 +6,9 @@ import re
 import pytest
 
 from bert_jax.common.errors import UserError
+from bert_jax.data.sentences import split_sentences
 from bert_jax.preparing import pydocs, text
-from bert_jax.preparing.text import Reader, document_start, split_sentences
+from bert_jax.preparing.text import Reader, document_start
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from golden_models import GOLDEN, same
 from bert_jax.common.errors import UserError
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
 from bert_jax.weights import tf1
-from bert_jax.weights.store import add_tokens, open_model
+from bert_jax.weights.opening import open_model
+from bert_jax.weights.store import add_tokens
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NAMES = ["pretraining", "encoder", "classification", "answering"]

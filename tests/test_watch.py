@@ -18,7 +18,7 @@ TOGETHER = """
 import sys, time
 from pathlib import Path
 import jax
-from bert_jax import distributed, errors
+from bert_jax.training import distributed; from bert_jax.common import entry
 
 def main(arguments):
     distributed.initialize()
@@ -41,7 +41,7 @@ def main(arguments):
         distributed.sees(folder / "nothing")
     distributed.wait_for_all("never")
 
-errors.run(main, arguments=True)
+entry.run(main, arguments=True)
 """
 
 
@@ -94,14 +94,15 @@ def test_a_work_directory_on_disks_of_their_own_is_refused_by_all(tmp_path):
 def test_a_signal_ends_a_run_whose_first_step_does_not_return(number, code, says):
     """The handler of a signal is Python, which does not run while the main thread is in C++."""
     program = (
-        "import signal, threading; from bert_jax import distributed, errors, watch\n"
+        "import signal, threading\n"
+        "from bert_jax.common import entry; from bert_jax.training import distributed, watch\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def main():\n"
         "    request = distributed.StopRequest()\n"
         "    lock = threading.Lock(); lock.acquire()\n"
         "    print('ready', flush=True)\n"
         "    lock.acquire()\n"
-        "errors.run(main)"
+        "entry.run(main)"
     )
     run = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

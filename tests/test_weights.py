@@ -20,14 +20,8 @@ from bert_jax.preparing.vocabulary import train_vocabulary
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.workdir import prepare_workdir
 from bert_jax.weights import hugging_face, tf1
-from bert_jax.weights.store import (
-    Pretrained,
-    add_tokens,
-    merge,
-    open_model,
-    read_tokens,
-    save_model,
-)
+from bert_jax.weights.opening import open_model
+from bert_jax.weights.store import Pretrained, add_tokens, merge, read_tokens, save_model
 
 # Our own folders.
 

@@ -5,6 +5,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from bert_jax.common.fields import Settings
 from bert_jax.common.flag_parsing import path_flag
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
@@ -12,6 +13,17 @@ WORKDIR = path_flag("workdir", "Folder of the run; see the README.")
 OUTPUT = path_flag("output", "File to write.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "A slice, in chips: v5e:16x16, v4:4x4x8 ...")
 SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
+
+
+def read_config(flag: flags.FlagHolder, settings: Settings) -> Any:
+    """Gives the config of the command line (`flag` is CONFIG), with the home folder for `~`.
+
+    Returns: None where there is none, or where it is one of another kind.
+    """
+    if not settings.describes(flag.value):
+        return None
+    settings.expand_paths(flag.value)
+    return flag.value
 
 
 def given() -> dict[str, Any]:

@@ -1,28 +1,21 @@
-"""Errors meant for people, and the wrapper that every command-line entry runs in."""
+"""Errors meant for people: what each means, in one line and an exit code."""
 
 import contextlib
 import difflib
 import errno
-import functools
-import io
 import multiprocessing
 import os
 import re
 import select
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
-from logging import getLogger
+from collections.abc import Collection, Iterator
 from typing import NoReturn
-
-from absl import app, flags, logging
 
 # Exit code of a run that saved because it was asked to stop, or that lost a process (EX_TEMPFAIL of
 # sysexits.h): the same command goes on. After any other code but 0 that would not help.
 RESTART_CODE = 75
 _LONGEST_LINE = 1500  # characters of an error
-_in_command = False  # whether `run` runs an entry
 
 
 class UserError(Exception):
@@ -41,55 +34,6 @@ class Stopped(Exception):
 
 class Restart(Exception):
     """This process cannot go on, but the same command can: what happened."""
-
-
-def run(main: Callable[..., None], arguments: bool = False) -> None:
-    """Runs an entry's `main()`; a `UserError` becomes one line on stderr and exit code 2.
-
-    So does an error of the operating system: a full disk, a file that is not there or not allowed.
-    `Stopped`, `Restart`, the loss of another process of the run and a disk or connection that may
-    come back become one line and `RESTART_CODE`; Ctrl-C becomes one line and 130, as in a shell.
-
-    arguments: there may be some beside the flags, and `main` is called with the list of them.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show ends no run
-            stream.reconfigure(errors="backslashreplace")
-    from bert_jax.common.flag_parsing import parse_flags  # which needs UserError
-
-    module = sys.modules[main.__module__]
-    for flag in vars(module).values():
-        if isinstance(flag, flags.FlagHolder):  # --help lists what the entry uses
-            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
-    # Progress of the libraries is not for users, and their errors reach us as exceptions.
-    logging.set_verbosity(logging.FATAL)
-    # But for one: that there is an accelerator which this JAX cannot use.
-    getLogger("jax._src.xla_bridge").setLevel("WARNING")
-    global _in_command
-    _in_command = True
-    # Workers of the input leave semaphores behind when a run ends early; nobody needs to know.
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
-    try:
-        app.run(
-            functools.partial(_call, main, arguments),
-            flags_parser=functools.partial(
-                parse_flags, arguments=arguments, about=module.__doc__ or ""
-            ),
-        )
-    except KeyboardInterrupt as interrupt:
-        end(str(interrupt) or "interrupted", 130)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(RESTART_CODE)
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and silence_closed():
-            end("", 128 + signal.SIGPIPE)  # as any program ends behind `| head`
-        end(*outcome(error))
-
-
-def in_command() -> bool:
-    """Whether this process is a command of ours, which may end: not a notebook, say."""
-    return _in_command
 
 
 def outcome(error: Exception) -> tuple[str, int]:
@@ -121,9 +65,7 @@ def outcome(error: Exception) -> tuple[str, int]:
             f"error: there is too little memory ({first_line}); lower batch_size or the length, "
             "raise accumulation, or set remat"
         ), 2
-    from bert_jax.training import distributed  # imports JAX, which not every entry needs
-
-    if distributed.lost_a_process(error):
+    if lost_a_process(error):
         return (
             f"error: another process of this run is gone ({first_line}); start all of them again: "
             "they go on from the last checkpoint"
@@ -170,6 +112,26 @@ def out_of_memory(error: BaseException) -> bool:
     return any(map(says_so, causes(error)))
 
 
+def lost_a_process(error: BaseException) -> bool:
+    """Whether an error means that another process of the run is gone.
+
+    The type and the status of JAX's error decide, or that it is of gloo, which carries the
+    messages between CPUs; words in other errors do not.
+    """
+
+    if not (jax := sys.modules.get("jax")):  # not every entry needs it
+        return False
+
+    def says_so(cause: BaseException) -> bool:
+        # JAX turns some statuses into errors of Python, whose message still begins with them.
+        of_jax = isinstance(cause, (jax.errors.JaxRuntimeError, ValueError))
+        signs = r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): |\bGloo .*failed"
+        has_status = re.match(r"[A-Z_]+: ", str(cause)) is not None
+        return of_jax and has_status and re.search(signs, str(cause)) is not None
+
+    return jax.process_count() > 1 and any(map(says_so, causes(error)))
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what it was raised from, and so on."""
     while error is not None:
@@ -183,11 +145,6 @@ def _errno(error: BaseException) -> int | None:
         return error.errno
     found = isinstance(error, ValueError) and re.search(r"os_error_code='(\d+)'", str(error))
     return int(found[1]) if found else None
-
-
-def _call(main: Callable[..., None], arguments: bool, argv: Sequence[str]) -> None:
-    main(argv[1:]) if arguments else main()
-    sys.stdout.flush()  # here, where an error is told
 
 
 def _raised_in(error: BaseException, module: str) -> bool:

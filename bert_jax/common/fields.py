@@ -1,9 +1,16 @@
-"""What a field of a config may be: its kind, its range or choices, and when it has an effect."""
+"""What the fields of a config may be: kind, range or choices, and when each has an effect.
+
+The rows of the fields stand in the `settings` of the room that reads them and not in `configs/`,
+because a run must be able to check a config without importing the file that made it.
+"""
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
+
+from bert_jax.common.errors import UserError
+from bert_jax.common.files import from_home
 
 _LARGEST = 2**31 - 1  # steps and sizes are int32 on the devices
 _FINITE = 3.4e38  # in float32
@@ -114,3 +121,90 @@ def switch(acts: Any = ()) -> Field:
 
 def _several(acts: Any) -> tuple[Acts, ...]:
     return (acts,) if callable(acts) else tuple(acts)
+
+
+def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the fields of a config with their values, by dotted name."""
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What one kind of config may hold.
+
+    rows: a field for each dotted name of the config.
+    together: raises UserError for values that do not go with one another.
+    """
+
+    rows: Mapping[str, Field]
+    together: Callable[[Any], None] = lambda config: None
+
+    def describes(self, config: Any) -> bool:
+        """Whether a config, or None, is of this kind: it has all sections and fields of it."""
+        return config is not None and all(name.split(".")[0] in config for name in self.rows)
+
+    def check(self, config: Any, chosen: Collection[str] = ()) -> None:
+        """Checks every field, alone and with the others, before anything is written.
+
+        chosen: names of fields that the user set to another value than the config file has.
+        Raises: UserError, naming a field that cannot be, or a chosen one that has no effect.
+        """
+        self.check_values(config)
+        self.together(config)
+        self.check_effects([config], chosen)
+
+    def check_values(self, config: Any) -> None:
+        """Raises UserError, naming the field: a value that it cannot have."""
+        for name, value in flat(config):
+            if name in self.rows and (wrong := self.rows[name].wrong(name, value)):
+                raise UserError(wrong)
+
+    def check_effects(self, configs: Sequence[Any], chosen: Collection[str]) -> None:
+        """Checks that what the user chose changes something.
+
+        configs: it is enough that a field has an effect in one of them.
+        chosen: names of fields that the user set to another value than the config file has.
+        Raises: UserError, naming the field and why it has no effect.
+        """
+        for name in chosen:
+            field = self.rows.get(name)
+            if field is None:
+                continue
+            if field.argument:
+                raise UserError(f"{name} is given after the colon: --config={field.argument}")
+            reasons = [_why_not(field, config) for config in configs]
+            if all(reasons):
+                raise UserError(f"{name} has no effect {reasons[0]}; leave it out")
+
+    def expand_paths(self, config: Any) -> None:
+        """Replaces `~` at the beginning of every path in a config by the home folder."""
+        for name, value in flat(config):
+            if value and name in self.rows and self.rows[name].kind == "path":
+                *sections, last = name.split(".")
+                section = config
+                for part in sections:
+                    section = section[part]
+                section[last] = from_home(value)
+
+    def never_reached(self, config: Any, steps: int, chosen: Collection[str]) -> list[str]:
+        """Makes a line for each chosen number of steps that a run of so many never reaches."""
+        lines = [
+            f"note: {name}={config[name]} is over the {steps:,} steps of this run: only its end "
+            "counts"
+            for name in chosen
+            if name in self.rows and self.rows[name].cadence and config[name] > steps
+        ]
+        if "warmup_steps" in chosen and config.warmup_steps >= steps > 1:
+            lines.append(
+                f"note: warmup_steps={config.warmup_steps:g} of {steps:,} steps: the learning rate "
+                "never comes to its peak"
+            )
+        return lines
+
+
+def _why_not(field: Field, config: Any) -> str:
+    return next(filter(None, (why(config) for why in field.acts)), "")

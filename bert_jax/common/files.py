@@ -344,3 +344,19 @@ def read_json_lines(path: Path, schema: Any = None) -> list[dict[str, Any]]:
             raise UserError(f"{where}: a broken line ({reason}); remove it") from None
         values.append(value)
     return values
+
+
+def from_home(path: str) -> str:
+    """The path with `~` or `~USER` at its beginning replaced by that home folder.
+
+    A shell does so only where they begin a word, and in `--workdir=~/run` they do not.
+    Raises: UserError: there is no such user.
+    """
+    if path.startswith("tfds:~"):
+        return "tfds:" + from_home(path.removeprefix("tfds:"))
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(
+            f"{path}: there is no home folder {path.split('/')[0]}; a file of that name is ./{path}"
+        )
+    return expanded

@@ -12,8 +12,10 @@ from typing import Any
 from absl import flags
 
 from bert_jax.common.errors import UserError, did_you_mean, silence_closed
+from bert_jax.common.fields import flat
+from bert_jax.common.files import from_home
 
-ROOT = Path(__file__).resolve().parents[1]  # where configs/ is
+ROOT = Path(__file__).resolve().parents[2]  # where configs/ is
 _HELP = {"--help", "--helpshort", "--helpfull", "--helpxml", "--h", "--?", "-h", "-?"}
 _KINDS = {"an integer": "a whole number", "a boolean value": "true or false"}
 
@@ -45,29 +47,7 @@ def parse_flags(argv: Sequence[str], arguments: bool, about: str) -> list[str]:
         raise UserError(f"the file of --config cannot be run: {error!r}") from error
     if len(rest) > 1 and not arguments:
         raise UserError(_unexpected(rest[1], words))
-    if "config" in flags.FLAGS and hasattr(flags.FLAGS["config"].value, "items"):
-        from bert_jax.training.settings import (
-            expand_paths,  # imports JAX, which not every entry needs
-        )
-
-        expand_paths(flags.FLAGS["config"].value)
     return rest
-
-
-def from_home(path: str) -> str:
-    """The path with `~` or `~USER` at its beginning replaced by that home folder.
-
-    A shell does so only where they begin a word, and in `--workdir=~/run` they do not.
-    Raises: UserError: there is no such user.
-    """
-    if path.startswith("tfds:~"):
-        return "tfds:" + from_home(path.removeprefix("tfds:"))
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise UserError(
-            f"{path}: there is no home folder {path.split('/')[0]}; a file of that name is ./{path}"
-        )
-    return expanded
 
 
 class _PathParser(flags.ArgumentParser):
@@ -127,8 +107,6 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     file = next((word.removeprefix("--config=") for word in words if _is_config(word)), "")
     if not file or "config" not in flags.FLAGS:
         return {}
-    from bert_jax.training.settings import flat
-
     return dict(flat(flags.FLAGS["config"].parser.parse(file)))
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import bert_jax
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import read_json
+from bert_jax.common.version import VERSION
 
 # Of the runs that begin now; a config.json without "format" is of format 1.
 # 2: each purpose of random keys has a root of its own (`keys`).
@@ -71,6 +71,6 @@ def format_of(workdir: Path) -> int:
 def newer(where: str | Path, what: str) -> UserError:
     """The error about something in a run that this version does not know."""
     return UserError(
-        f"{where}: this run was made by a newer bert_jax than {bert_jax.__version__}, which does "
+        f"{where}: this run was made by a newer bert_jax than {VERSION}, which does "
         f"not know its {what}; use the version that made it, or a later one"
     )

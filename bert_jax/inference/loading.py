@@ -27,7 +27,7 @@ from bert_jax.models.layers import apply
 from bert_jax.tasks.base import join_texts
 from bert_jax.training.memory import Checked
 from bert_jax.training.sharding import ahead
-from bert_jax.weights.store import open_model
+from bert_jax.weights.opening import open_model
 
 
 @dataclasses.dataclass(frozen=True)

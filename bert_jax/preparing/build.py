@@ -35,9 +35,9 @@ from bert_jax.preparing.corpus_writer import (
     total_counts,
     write_json,
 )
+from bert_jax.preparing.settings import PREPARE
 from bert_jax.preparing.text import Reader
 from bert_jax.preparing.vocabulary import train_vocabulary
-from bert_jax.training.config import check_ranges
 
 _LIBRARIES = ("tokenizers", "sentencepiece", "array-record", "numpy", "protobuf")
 _PIECES = 2  # version of what is kept of an unfinished run
@@ -59,7 +59,7 @@ def prepare(
     Raises:
       UserError: for everything in the settings, the input or `out` that prevents it.
     """
-    check_ranges(config)
+    PREPARE.check(config)
     files = sources.find_files(config.input, config.source)
     if config.source == "pydocs" and not files:
         files = [("pydocs", "pydocs")]

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bert_jax.preparing.text import split_sentences
+from bert_jax.data.sentences import split_sentences
 
 LARGEST_FILE = 1_000_000  # bytes; larger ones are generated tables
 SMALLEST_DOCUMENT = 400  # characters

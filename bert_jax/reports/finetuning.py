@@ -1,18 +1,16 @@
 """What a fine-tuning run leaves for people: results.json, report.md, predictions and plots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bert_jax.common.files import write_json, write_whole
 from bert_jax.reports.pretraining import plot_curves
 from bert_jax.tasks import to_dict
-from bert_jax.tasks.base import Task
+from bert_jax.tasks.base import Examples, Task
 from bert_jax.tasks.squad import Answering
 from bert_jax.training import goodput
 from bert_jax.training.metrics import read_metrics
-
-Examples = dict[str, Sequence[Any]]  # split -> examples
 
 
 def write_results(

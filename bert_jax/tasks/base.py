@@ -113,6 +113,9 @@ class Source:
         return self.data.removeprefix(_TFDS) if is_tfds else ""
 
 
+Examples = dict[str, Sequence[Any]]  # split -> examples
+
+
 class Task(Protocol):
     """A row of the table of tasks; `E` below is the family's example, `P` its prediction."""
 

@@ -20,10 +20,10 @@ import numpy as np
 
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import plain, write_whole
+from bert_jax.data.sentences import split_sentences
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Span
-from bert_jax.preparing.text import split_sentences
 from bert_jax.tasks import squad_score
 from bert_jax.tasks.base import Feature, Source, file_of
 from bert_jax.tasks.rows import read_tfds

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bert_jax.common.errors import Restart, UserError, may_pass, out_of_memory
+from bert_jax.common.errors import Restart, UserError, lost_a_process, may_pass, out_of_memory
 from bert_jax.training import distributed, memory, seal
 
 
@@ -210,7 +210,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged file
                 system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-                gone = distributed.lost_a_process(error)
+                gone = lost_a_process(error)
                 if system or gone or may_pass(error) or out_of_memory(error):
                     raise  # it says nothing about the checkpoint
                 _check_readable(self._folder / str(one))

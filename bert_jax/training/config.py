@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,6 @@ from bert_jax.common import run_format
 from bert_jax.common.errors import UserError, did_you_mean
 from bert_jax.models.encoder import EncoderConfig
 from bert_jax.models.layers import ACTIVATIONS
-from bert_jax.training import settings
 
 # name: (layers L, width D, heads N). tiny to medium are sizes of google-research/bert's 24 small
 # models, base and large the paper's.
@@ -77,39 +76,6 @@ def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
     if name not in known:
         raise UserError(f"{what} {name!r} is unknown; known: {', '.join(known)}")
     return known[name]
-
-
-def check_ranges(config: Any, chosen: Collection[str] = ()) -> None:
-    """Checks every field of a config, alone and with the others, before anything is written.
-
-    chosen: names of fields that the user set to another value than the config file has.
-    Raises: UserError, naming a field that cannot be, or a chosen one that has no effect.
-    """
-    settings.check_values(config)
-    if "warmup_steps" in config and config.warmup_steps > 1 and config.warmup_steps % 1:
-        raise UserError(
-            f"warmup_steps={config.warmup_steps:g} is a number of steps from 1 on, so whole; below "
-            "1 it is a share of them"
-        )
-    if "masking" in config:
-        _check_pretraining(config)
-    settings.check_effects([config], chosen)
-
-
-def _check_pretraining(config: Any) -> None:
-    if config.masking.mask_share + config.masking.random_share > 1:
-        raise UserError("masking.mask_share and masking.random_share are over 1 together")
-    if config.nsp and (config.model.causal or not config.pairs):
-        raise UserError("nsp=true needs pairs=true and model.causal=false")
-    if config.pairs and config.model.segment_types < 2:
-        raise UserError("pairs=true needs model.segment_types=2")
-    longest = config.seq_length
-    if config.short_phase.share:
-        longest = max(longest, config.short_phase.seq_length)
-    if longest > config.model.max_positions:
-        raise UserError(
-            f"seq_length={longest} is over model.max_positions={config.model.max_positions}"
-        )
 
 
 class Stretch(NamedTuple):

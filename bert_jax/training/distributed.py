@@ -7,7 +7,6 @@ On a TPU slice or pod, under Slurm, Open MPI or Kubernetes, JAX finds the others
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -22,7 +21,7 @@ import numpy as np
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
-from bert_jax.common.errors import UserError, causes
+from bert_jax.common.errors import UserError
 from bert_jax.training import watch
 
 # A process that is silent for so long is taken for dead, and the others stop. Below JAX's 100 s.
@@ -143,23 +142,6 @@ def check_shared(folder: Path) -> None:
             f"process {blind[0]} of this run does not see what process 0 wrote to {folder}: "
             "--workdir must be on a disk that all hosts share"
         )
-
-
-def lost_a_process(error: BaseException) -> bool:
-    """Whether an error means that another process of the run is gone.
-
-    The type and the status of JAX's error decide, or that it is of gloo, which carries the
-    messages between CPUs; words in other errors do not.
-    """
-
-    def says_so(cause: BaseException) -> bool:
-        # JAX turns some statuses into errors of Python, whose message still begins with them.
-        of_jax = isinstance(cause, (jax.errors.JaxRuntimeError, ValueError))
-        signs = r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): |\bGloo .*failed"
-        has_status = re.match(r"[A-Z_]+: ", str(cause)) is not None
-        return of_jax and has_status and re.search(signs, str(cause)) is not None
-
-    return jax.process_count() > 1 and any(map(says_so, causes(error)))
 
 
 class StopRequest:

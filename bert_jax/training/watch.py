@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from bert_jax.common import errors
+from bert_jax.common import entry, errors
 
 # A run stands still when each of its processes has finished nothing for so long: where it only
 # waits for devices and other processes, and where it is at work alone (compiling a large model,
@@ -73,7 +73,7 @@ def listen() -> Callable[[], None]:
 
     Returns: what ends the listening.
     """
-    if not errors.in_command():  # the process of a notebook, say, is not ours to end
+    if not entry.in_command():  # the process of a notebook, say, is not ours to end
         return lambda: None
     read, write = socket.socketpair()
     write.setblocking(False)

@@ -13,13 +13,12 @@ import numpy as np
 from bert_jax import tasks
 from bert_jax.common import errors
 from bert_jax.common.files import read_json
-from bert_jax.reports.finetuning import Examples
 from bert_jax.tasks import scaling
-from bert_jax.tasks.base import Source, Task, hold_out
+from bert_jax.tasks.base import Examples, Source, Task, hold_out
 from bert_jax.tasks.classification import Classification
 from bert_jax.training import distributed
 from bert_jax.training.trainer import Trainer
-from bert_jax.weights import store
+from bert_jax.weights import opening, store
 
 HEADS = {"classifier", "span_head", "tag_head", "choice_head"}
 
@@ -127,7 +126,7 @@ def open_initial(config: Any) -> store.Pretrained:
             "--config.init_from=FOLDER is needed: a pre-trained model (with "
             "--config.from_scratch=true only its sizes and vocabulary are used)"
         )
-    model = store.open_model(config.init_from)
+    model = opening.open_model(config.init_from)
     if config.add_tokens:
         tokens = store.read_tokens(Path(config.add_tokens))
         model = store.add_tokens(model, tokens, config.seed)
