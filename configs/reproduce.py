@@ -26,8 +26,11 @@ import ml_collections
 from bert_jax.config import choose, parse_arg
 from bert_jax.grid import GRIDS
 from bert_jax.paper import BASE, FROM_CHECKPOINT, LAPTOP_TASKS, SIZES, TASKS
+from bert_jax.shipped import config_module
 from bert_jax.tasks import TASKS as KNOWN_TASKS
-from configs import finetune, pretrain
+
+# Not by `import`: an installed package has no folder `configs` on Python's path.
+finetune, pretrain = config_module("finetune"), config_module("pretrain")
 
 # By scale: argument of configs/pretrain.py and of configs/finetune.py, and fields of the first.
 SCALES = {
