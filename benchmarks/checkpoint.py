@@ -30,7 +30,7 @@ from benchmarks.provenance import provenance
 from bert_jax import plan
 from bert_jax.common import entry
 from bert_jax.common.flag_parsing import path_flag
-from bert_jax.main import build_objective
+from bert_jax.families import build_objective
 from bert_jax.training import sharding
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.trainer import build_trainer
@@ -56,11 +56,11 @@ class Loop:
 
     def __init__(self, size: str):
         config = pretrain.get_config(f"size={size},seq={LENGTH}")
-        objective = build_objective(config, plan.stand_in_tokenizer(30522))
+        objective = build_objective(config, plan.stand_in(30522))
         mesh = sharding.make_mesh(config.mesh)
         count = mesh.size
         config.batch_size = count
-        shapes = plan.abstract_batch(mesh, count, LENGTH, pairs=True)
+        shapes = plan.abstract_batch(mesh, "pairs", count, LENGTH)
         rows = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
         rows["lengths"] += LENGTH
         self.trainer = build_trainer(config, mesh, config.steps, objective, rows)

@@ -70,7 +70,7 @@ def ours(job: Job) -> Turn:
     config = job.config()
     made = finetune.read_inputs(config)
     phase, mesh = made.phase, sharding.make_mesh(config.mesh)
-    objective = made.task.objective(Body(made.encoder))
+    objective = made.task.objective(Body(made.backbone))
     trainer = build_trainer(config, mesh, phase.stop, objective, next(phase.batches(0, 1)))
     state = trainer.init()
 
@@ -97,7 +97,7 @@ def pytorch(job: Job) -> Turn:
     train_features = [feature.arrays for feature in made.features["train"]]
     answers = "start" in train_features[0]
     kind = "BertForQuestionAnswering" if answers else "BertForSequenceClassification"
-    labels = {} if answers else {"num_labels": made.task.objective(Body(made.encoder)).classes}
+    labels = {} if answers else {"num_labels": made.task.objective(Body(made.backbone)).classes}
     model = peer.build(kind, job.size, **labels)
     optimizer = peer.adamw(model, config.learning_rate)
     draw = np.random.default_rng(0)

@@ -30,6 +30,7 @@ from bert_jax.common.flag_parsing import path_flag
 from bert_jax.data.corpus import Split, index_path, open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
+from bert_jax.data.template import Template
 
 _CORPUS = path_flag("corpus", "Folder that bert_jax.prepare wrote.")
 _SENTENCES = flags.DEFINE_integer("sentences", 0, "Of an index made up, in place of a corpus.")
@@ -38,11 +39,12 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "Worker processes; 0: threads.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Instances in a batch.")
 
 FAR_STEP = 1_000_000
+TEMPLATE = Template((101,), (102,), (102,), 0)
 
 
 def make(split: Split, seq_length: int, pairs: bool) -> Instances:
     """Instances with any special ids: they do not matter for speed."""
-    return Instances(split, seq_length, 0, 101, 102, 0, pairs=pairs)
+    return Instances(split, seq_length, 0, TEMPLATE, "pairs" if pairs else "blocks")
 
 
 def plans(split: Split, seq_length: int, pairs: bool) -> dict[str, float]:

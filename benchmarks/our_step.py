@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.contest import Turn
 from bert_jax import plan
-from bert_jax.main import build_objective
+from bert_jax.families import build_objective
 from bert_jax.objectives.base import Batch
 from bert_jax.training import memory, sharding
 from bert_jax.training.trainer import Trainer, build_trainer
@@ -43,7 +43,7 @@ class Shape:
             "lengths": np.full(self.batch_size, self.seq_length, np.int32),
             "instance": draw.integers(0, 2**31, (self.batch_size, 2), np.int32),
             "weight": np.ones(self.batch_size, np.float32),
-            "is_random_next": draw.integers(0, 2, self.batch_size, np.int32),
+            "pair_label": draw.integers(0, 2, self.batch_size, np.int32),
         }
 
     @property
@@ -56,7 +56,7 @@ def trainer_of(shape: Shape) -> tuple[Trainer, Batch]:
     """The trainer, and a batch on its devices."""
     config = shape.config()
     mesh = sharding.make_mesh(config.mesh)
-    objective = build_objective(config, plan.stand_in_tokenizer(VOCAB_SIZE))
+    objective = build_objective(config, plan.stand_in(VOCAB_SIZE))
     rows = shape.batch()
     trainer = build_trainer(config, mesh, config.steps, objective, rows)
     return trainer, trainer.put(rows, shape.batch_size)

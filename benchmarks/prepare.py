@@ -88,9 +88,10 @@ def tokenize_alone(documents: list[list[str]], tokenizer: Tokenizer) -> None:
 def make_instances(corpus: Corpus) -> None:
     """Those of one pass, loaded as in training."""
     tokenizer = corpus.tokenizer
-    special = tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id
     split = corpus.splits["train"]
-    instances = Instances(split, SEQ_LENGTH, 0, *special, short_seq_prob=SHORT_SEQ_PROB)
+    instances = Instances(
+        split, SEQ_LENGTH, 0, tokenizer.template, options={"short_seq_prob": SHORT_SEQ_PROB}
+    )
     for _ in train_batches(instances, BATCH_SIZE, 0, -(-instances.per_pass // BATCH_SIZE)):
         pass
 

@@ -31,10 +31,11 @@ from bert_jax.common.outputs import check_output
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.instances import Instances
 from bert_jax.data.loader import train_batches
+from bert_jax.data.template import Template
 from bert_jax.data.tokenizer import wordpiece_tokenizer
+from bert_jax.families.bert import SIZES
 from bert_jax.preparing.corpus_writer import UnitWriter, assemble
 from bert_jax.training.checkpoint import Checkpoints
-from bert_jax.training.config import SIZES
 
 _DOCUMENTS = flags.DEFINE_list("documents", ["1000", "10000", "100000"], "Sizes of corpora.")
 _ROWS = flags.DEFINE_list("rows", ["4", "8", "16", "32"], "Rows of a step.")
@@ -64,7 +65,7 @@ def write_corpus(folder: Path, documents: int) -> None:
 def opened(corpus: str) -> Instances:
     """The training instances of a corpus, nothing planned yet."""
     split = open_corpus(corpus).splits["train"]
-    return Instances(split, BASE.seq_length, 0, 2, 3, 0, pairs=True)
+    return Instances(split, BASE.seq_length, 0, Template((2,), (3,), (3,), 0))
 
 
 def plan_a_pass(corpus: str) -> Turn:
@@ -142,7 +143,7 @@ def plot(curves: dict[str, dict[str, Result]], path: Path) -> None:
     axes = figure.subplots(2, 3)
     for axis, (name, curve) in zip(axes.flat, curves.items(), strict=True):
         what, by = name.split(", by ")
-        layers = {size: SIZES[size][0] * SIZES[size][1] ** 2 * 12 for size in SIZES}
+        layers = {size: 12 * one["layers"] * one["width"] ** 2 for size, one in SIZES.items()}
         places = [float(layers[place]) if place in SIZES else float(place) for place in curve]
         seconds = [result.seconds for result in curve.values()]
         spread = [

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from bert_jax.training.config import SIZES
+from bert_jax.families.bert import SIZES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -17,7 +17,7 @@ def build(architecture: str, size: str, attention: str = "sdpa", **fields: Any) 
     size: as in configs/pretrain.py. attention: "sdpa" or "eager". fields: more of BertConfig.
     """
     torch.manual_seed(0)
-    layers, width, heads = SIZES[size]
+    layers, width, heads = SIZES[size].values()
     config = transformers.BertConfig(
         num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
         intermediate_size=4 * width, attn_implementation=attention, **fields,

@@ -47,9 +47,8 @@ from bert_jax.common import entry
 from bert_jax.common.command_line import CONFIG, TOPOLOGY
 from bert_jax.common.errors import UserError
 from bert_jax.data.instances import empty_batch
-from bert_jax.main import build_objective
-from bert_jax.models.encoder import model_flops
-from bert_jax.objectives.base import LanguageModel
+from bert_jax.families import build_objective
+from bert_jax.objectives.base import Pretraining
 from bert_jax.planning import tpu
 from bert_jax.planning.program import Operation, read_program
 from bert_jax.training import sharding
@@ -193,21 +192,21 @@ def longest(
 # The steps
 
 
-def our_step(config: Any, objective: LanguageModel, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+def our_step(config: Any, objective: Pretraining, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """The trainer's own."""
-    batch = plan.abstract_batch(mesh, config.batch_size, config.seq_length, config.pairs)
-    example = empty_batch(1, config.seq_length, config.pairs)
+    batch = plan.abstract_batch(mesh, objective.layout, config.batch_size, config.seq_length)
+    example = empty_batch(objective.layout, 1, config.seq_length)
     trainer = build_trainer(config, mesh, config.steps, objective, example)
     return trainer.lower(batch)
 
 
-def peer_step(config: Any, objective: LanguageModel, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+def peer_step(config: Any, objective: Pretraining, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """That of `transformers`: logits at all positions, a padding mask, threefry, erf."""
     try:
         from transformers import BertConfig, FlaxBertForPreTraining
     except ImportError:
         raise UserError("--peer takes pip install 'transformers<5'") from None
-    c = objective.encoder
+    c: Any = objective.backbone
     sizes = BertConfig(
         vocab_size=c.vocab_size, hidden_size=c.width, num_hidden_layers=c.layers,
         num_attention_heads=c.heads, intermediate_size=c.feed_forward,
@@ -223,7 +222,7 @@ def peer_step(config: Any, objective: LanguageModel, mesh: jax.sharding.Mesh) ->
         entropy = optax.softmax_cross_entropy_with_integer_labels
         predicted = batch["labels"] >= 0
         each = entropy(words.astype(jnp.float32), jnp.maximum(batch["labels"], 0)) * predicted
-        pair = entropy(pairs.astype(jnp.float32), batch["is_random_next"])
+        pair = entropy(pairs.astype(jnp.float32), batch["pair_label"])
         return each.sum() / predicted.sum() + pair.mean()
 
     def step(params: Any, state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
@@ -231,8 +230,8 @@ def peer_step(config: Any, objective: LanguageModel, mesh: jax.sharding.Mesh) ->
         updates, state = transform.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    ids = plan.abstract_batch(mesh, config.batch_size, config.seq_length, True)
-    batch = {name: ids[name] for name in ("tokens", "segments", "is_random_next")}
+    ids = plan.abstract_batch(mesh, "pairs", config.batch_size, config.seq_length)
+    batch = {name: ids[name] for name in ("tokens", "segments", "pair_label")}
     batch |= {"mask": ids["tokens"], "labels": ids["tokens"]}
     params = model.params_shape_tree
     state = jax.eval_shape(transform.init, params)
@@ -297,7 +296,7 @@ def main() -> None:
     PRETRAIN.check(config)
     if config.dtype == "auto":
         config.dtype = "bfloat16"
-    objective = build_objective(config, plan.stand_in_tokenizer(VOCAB_SIZE))
+    objective = build_objective(config, plan.stand_in(VOCAB_SIZE))
     steps = {"ours": our_step} | ({"peer": peer_step} if _PEER.value else {})
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -311,7 +310,7 @@ def main() -> None:
         for name, one in lowered.items():
             results[name] = report(name, one, target, folder)
     length = config.seq_length
-    flops = model_flops(objective.encoder, config.batch_size, length, objective.predictions(length))
+    flops = objective.flops(config.batch_size, length)
     ideal = flops / len(target.devices) / target.chip.flops_per_cycle / 1e6
     print(f"\nour model's FLOPs at the peak: {ideal:.1f} million cycles")
     for figure in [figure for figure in ("A", "A+", "C") if figure in results["ours"]]:

@@ -21,8 +21,7 @@ from benchmarks.contest import Result, Turn, as_json, contest, show
 from benchmarks.our_step import VOCAB_SIZE, Shape, ours
 from bert_jax import plan
 from bert_jax.common import entry
-from bert_jax.main import build_objective
-from bert_jax.models.encoder import model_flops
+from bert_jax.families import build_objective
 from bert_jax.training.metrics import PEAK_FLOPS
 
 _SIZE = flags.DEFINE_string("size", "base", "Size of the models, as in configs/pretrain.py.")
@@ -44,9 +43,8 @@ def pytorch(shape: Shape, compiled: bool, tf32: bool) -> Turn:
     model = peer.build("BertForPreTraining", shape.size)
     optimizer = peer.adamw(model)
     rows = {name: torch.from_numpy(x).long() for name, x in shape.batch().items()}
-    predicted = build_objective(
-        shape.config(), plan.stand_in_tokenizer(VOCAB_SIZE)
-    ).predictions(shape.seq_length)  # fmt: skip
+    objective = build_objective(shape.config(), plan.stand_in(VOCAB_SIZE))
+    predicted = objective.masking.slots(shape.seq_length)
     labels = torch.full_like(rows["tokens"], -100)
     labels[:, 1 : predicted + 1] = rows["tokens"][:, 1 : predicted + 1]
     batch = {
@@ -54,7 +52,7 @@ def pytorch(shape: Shape, compiled: bool, tf32: bool) -> Turn:
         "token_type_ids": rows["segments"],
         "attention_mask": torch.ones_like(rows["tokens"]),
         "labels": labels,
-        "next_sentence_label": rows["is_random_next"],
+        "next_sentence_label": rows["pair_label"],
     }
     batch = {name: x.to(peer.DEVICE) for name, x in batch.items()}
     call = torch.compile(model) if compiled else model
@@ -84,11 +82,8 @@ def main() -> None:
             compiled = functools.partial(pytorch, one, True, _TF32.value)
             contenders[f"PyTorch, {dtype}, torch.compile"] = compiled
     results = contest(contenders, _STEPS.value)
-    objective = build_objective(shape.config(), plan.stand_in_tokenizer(VOCAB_SIZE))
-    flops = model_flops(
-        objective.encoder, shape.batch_size, shape.seq_length,
-        objective.predictions(shape.seq_length),
-    )  # fmt: skip
+    objective = build_objective(shape.config(), plan.stand_in(VOCAB_SIZE))
+    flops = objective.flops(shape.batch_size, shape.seq_length)
     kind = next((r.device for r in results.values() if r.device), "")
     peak = next((peak for part, peak in PEAK_FLOPS.items() if part in kind), None)
 

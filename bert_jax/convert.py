@@ -1,9 +1,8 @@
-"""Weights in and out: models of Hugging Face and TF1 releases <-> work directories.
+"""Weights in and out: Hugging Face <-> work directories, and TF1 releases in.
 
   python -m bert_jax.convert --from=hf --src=bert-base-uncased --dst=RUN
   python -m bert_jax.convert --from=tf1 --src=uncased_L-12_H-768_A-12 --dst=RUN
   python -m bert_jax.convert --to=hf --src=RUN --dst=FOLDER
-  python -m bert_jax.convert --to=tf1 --src=RUN --dst=FOLDER
   python -m bert_jax.convert --src=RUN --dst=RUN2 --add_tokens=tokens.txt
 
 `--config.init_from` and `bert_jax.load` take such folders directly; this is for keeping one.
@@ -29,7 +28,6 @@ _READERS = {"run": open_model, "hf": hugging_face.read, "tf1": tf1.read}
 _WRITERS: dict[str, Callable[[str, Pretrained], Sequence[str] | None]] = {
     "run": save_model,
     "hf": hugging_face.write,
-    "tf1": tf1.write,
 }
 _FROM = flags.DEFINE_enum("from", "run", list(_READERS), "What --src is; run: a work directory.")
 _TO = flags.DEFINE_enum("to", "run", list(_WRITERS), "What --dst becomes.")
@@ -45,7 +43,7 @@ def main() -> None:
     if not _SRC.value or not _DST.value:
         raise UserError("both --src=FOLDER and --dst=FOLDER are needed")
     if (_FROM.value, _TO.value) == ("run", "run") and not (_ADD_TOKENS.value or _ACTIVATION.value):
-        raise UserError("nothing to do: give --from=hf|tf1, --to=hf|tf1 or --add_tokens=FILE")
+        raise UserError("nothing to do: give --from=hf|tf1, --to=hf or --add_tokens=FILE")
     check_folder(Path(_DST.value), "--dst")
     tokens = read_tokens(_ADD_TOKENS.value) if _ADD_TOKENS.value else []
     pretrained = _READERS[_FROM.value](_SRC.value)

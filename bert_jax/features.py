@@ -88,13 +88,13 @@ def write_features(
     output = check_output(output, _is_ours, [texts])
     if texts.exists() and not texts.is_file():
         raise UserError(f"{texts} is not a file, which can be read twice: write the texts to one")
-    longest = model.encoder.max_positions
+    longest = model.backbone.max_positions
     if not layers:
         raise UserError("--layers names no layer")
     model.check_layers(layers)
     if max_length and not 3 <= max_length <= longest:
         raise UserError(f"max_length={max_length} must lie between 3 and {longest}")
-    room = (max_length or longest) - 2
+    room = (max_length or longest) - model.tokenizer.template.around(1)
     counts, tokens = [], []
     for words, pieces in _encoded(texts, model.tokenizer):
         ids = list(itertools.chain(*pieces))
@@ -103,7 +103,7 @@ def write_features(
         tokens += [token[:_LONGEST_TOKEN] for token in names[level] if token]
     if not counts:
         raise UserError(f"{texts} is empty")
-    shape = sum(counts), len(layers), model.encoder.width
+    shape = sum(counts), len(layers), model.backbone.width
     with written_whole(output) as made:
         with zipfile.ZipFile(made, "w") as file:
             small = {
@@ -151,20 +151,17 @@ def _vectors(
     model: Model, path: Path, layers: Sequence[int], level: str, room: int
 ) -> Iterator[np.ndarray]:
     """float32 [rows, K, D] of each text."""
-    texts = _encoded(path, model.tokenizer)
+    texts, template = _encoded(path, model.tokenizer), model.tokenizer.template
     while chunk := list(itertools.islice(texts, _CHUNK)):
         sequences, places = [], []  # of a window: its text, the pieces it gives, and where in it
         results = []
         for number, (_, pieces) in enumerate(chunk):
             ids = np.array(list(itertools.chain(*pieces)), np.int32)
-            results.append(np.zeros((len(ids), len(layers), model.encoder.width), np.float32))
+            results.append(np.zeros((len(ids), len(layers), model.backbone.width), np.float32))
             passage = Pieces(ids, np.zeros((len(ids), 2), np.int32))
-            for start, window in windows(passage, room, max(room // 2, 1), 1):
+            for start, window in windows(passage, room, max(room // 2, 1), len(template.before)):
                 inside = ids[start : start + room]
-                tokens = [model.tokenizer.cls_id, *inside, model.tokenizer.sep_id]
-                sequences.append(
-                    {"tokens": np.array(tokens, np.int32), "segments": np.zeros(len(tokens), int)}
-                )
+                sequences.append(template.join(inside))
                 kept = np.flatnonzero(window.max_context)
                 places.append((number, start + kept, window.first + kept))
         for index, hidden in model.activations(sequences, layers):

@@ -29,8 +29,9 @@ from bert_jax.common.outputs import check_folder, check_output
 from bert_jax.data import buckets
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.inference import loading
+from bert_jax.models.backbone import Backbone
 from bert_jax.models.body import Body
-from bert_jax.models.encoder import EncoderConfig, model_flops
+from bert_jax.objectives.base import Metric
 from bert_jax.reports.finetuning import write_results, write_task
 from bert_jax.tasks import prediction_table
 from bert_jax.tasks.base import ONE_SEGMENT, Examples, Feature, Task, run_features
@@ -38,7 +39,6 @@ from bert_jax.tasks.settings import FINETUNE
 from bert_jax.training import distributed, loop, memory, optim, sharding
 from bert_jax.training.checkpoint import has_checkpoint, load_params
 from bert_jax.training.compile_cache import keep_programs
-from bert_jax.training.config import encoder_config
 from bert_jax.training.trainer import build_trainer
 from bert_jax.training.workdir import alone_in, check_same, format_of, prepare_workdir
 from bert_jax.weights import store
@@ -82,7 +82,7 @@ class Inputs:
     examples: Examples
     features: dict[str, list[Feature]]  # of each split of the examples
     model: store.Pretrained  # to start from
-    encoder: EncoderConfig
+    backbone: Backbone
     widths: Sequence[int]  # that batches may have; of training and evaluation
     phase: loop.Phase
 
@@ -99,14 +99,14 @@ def read_inputs(config: Any, workdir: Path | None = None, chosen: Collection[str
     if workdir and (workdir / "config.json").exists():
         task = as_begun(task, workdir)
     model = open_initial(config)
-    check_settings(config, model.model)
-    encoder = encoder_config(model.model, model.tokenizer.vocab_size, config.dtype)
+    backbone = model.body(config.dtype).backbone
+    check_settings(config, backbone)
     featurise = functools.partial(
-        _featurise, task, model.tokenizer, config.max_length, encoder.max_positions
+        _featurise, task, model.tokenizer, config.max_length, backbone.max_positions
     )
     features = {split: featurise(split, some) for split, some in examples.items()}
     paired = any(feature.arrays["segments"].any() for feature in features["train"])
-    if encoder.segment_types == 1 and paired:
+    if backbone.segment_types == 1 and paired:
         distributed.say(f"{config.init_from} has one segment type: {ONE_SEGMENT}")
     if not features["train"]:
         raise errors.UserError("nothing of the training examples can be learnt from")
@@ -118,8 +118,8 @@ def read_inputs(config: Any, workdir: Path | None = None, chosen: Collection[str
     if not (widths := recorded_widths(config, workdir)):
         lengths = np.array([one.arrays["tokens"].shape[-1] for one in features["train"]])
         widths = buckets.training_widths(lengths, config.batch_size, steps, config.max_length)
-    phase = build_phase(config, encoder, features["train"], model.tokenizer, steps, widths)
-    return Inputs(task, examples, features, model, encoder, widths, phase)
+    phase = build_phase(config, backbone, features["train"], model.tokenizer, steps, widths)
+    return Inputs(task, examples, features, model, backbone, widths, phase)
 
 
 def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
     first = [inputs.features["train"][0].arrays]
     # At its greatest width, lest the initialisation be another program with other data.
     example = buckets.collate(first, 1, tokenizer.pad_id, widths[-1:])
-    body = Body(inputs.encoder, config.features, config.bilstm, config.bilstm_width)
+    body = Body(inputs.backbone, config.features, config.bilstm, config.bilstm_width)
     objective = task.objective(body)
     trainer = build_trainer(
         config, sharding.make_mesh(config.mesh), phase.stop, objective, example,
@@ -143,6 +143,7 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
     begins = not distributed.from_main(has_checkpoint(workdir))
     initial = initial_params(config, model, task, trainer) if begins else None
     described = config.to_dict() | {
+        "family": model.family,
         "model": dict(model.model),
         "steps": phase.stop,
         "widths": list(widths),
@@ -174,7 +175,8 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
 
     every = config.eval_every or max(1, math.ceil(phase.stop / max(config.epochs, 1)))
     schedule = loop.Schedule(
-        phase.stop, config.log_every, every, every, config.keep_checkpoints, best=task.metric,
+        phase.stop, config.log_every, every, every, config.keep_checkpoints,
+        best=Metric(task.metric, task.metric, "higher"),
         checkpoint_minutes=config.checkpoint_minutes,
     )  # fmt: skip
     with alone_in(workdir):
@@ -346,26 +348,26 @@ def read_examples(config: Any) -> tuple[Task, Examples]:
     return task, examples
 
 
-def check_settings(config: Any, model: Mapping[str, Any]) -> None:
-    """Checks what needs no example: the settings against the `model` section of `init_from`.
+def check_settings(config: Any, backbone: Backbone) -> None:
+    """Checks what needs no example: the settings against the backbone of `init_from`.
 
     Raises: UserError: one that cannot be, or that does not go with the model or the devices.
     """
     for name, most in (("reinit_layers", "layers"), ("max_length", "max_positions")):
-        if config[name] > model[most]:
-            what = f"{model[most]} {most.removeprefix('max_')} of {config.init_from}"
+        if config[name] > (there := getattr(backbone, most)):
+            what = f"{there} {most.removeprefix('max_')} of {config.init_from}"
             raise errors.UserError(f"{name}={config[name]} is over the {what}")
     if config.reinit_layers and config.features:
         raise errors.UserError(
             f"with features={config.features} the encoder stays as it is: reinit_layers must be 0"
         )
-    Body(encoder_config(model, 1, config.dtype), config.features)  # of any vocabulary
+    Body(backbone, config.features)
     sharding.check_batch(sharding.make_mesh(config.mesh), config.batch_size, config.accumulation)
     optim.optimizer(config.optimizer, optim.schedule(config, 10**9))  # the features tell the steps
 
 
 def build_phase(
-    config: Any, encoder: EncoderConfig, features: Sequence[Feature], tokenizer: Tokenizer,
+    config: Any, backbone: Backbone, features: Sequence[Feature], tokenizer: Tokenizer,
     steps: int, widths: Sequence[int],
 ) -> loop.Phase:  # fmt: skip
     """The one phase of fine-tuning: `steps` over the features (windows of long texts)."""
@@ -379,7 +381,7 @@ def build_phase(
     def flops(batch: Mapping[str, Any]) -> float:
         *rows, width = batch["tokens"].shape
         passes = 3 if config.features else 1  # a frozen encoder has no backward pass: a third
-        return model_flops(encoder, int(np.prod(rows)), width, 0) / passes
+        return backbone.flops(int(np.prod(rows)), width) / passes
 
     return loop.Phase(0, steps, config.max_length, config.batch_size, flops, batches, lambda: ())
 

@@ -21,22 +21,17 @@ from bert_jax.common.command_line import CONFIG, WORKDIR, changed, read_config
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import read_json, read_text, write_whole
 from bert_jax.common.outputs import check_folder
-from bert_jax.common.run_format import FORMAT
-from bert_jax.data.corpus import Corpus, open_corpus
+from bert_jax.data.corpus import Corpus, Split, open_corpus
 from bert_jax.data.instances import Batch, Instances, empty_batch
 from bert_jax.data.loader import eval_batches, logged, train_batches
-from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.models import kernels
-from bert_jax.models.encoder import model_flops
-from bert_jax.objectives.base import LanguageModel
-from bert_jax.objectives.corruption import Masking
-from bert_jax.objectives.ltr import LeftToRight
-from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.data.template import Template
+from bert_jax.families import build_objective, family_of
+from bert_jax.objectives.base import Pretraining
 from bert_jax.reports.pretraining import is_finished, write_report
 from bert_jax.training import distributed, loop, memory, sharding
 from bert_jax.training.checkpoint import has_checkpoint
 from bert_jax.training.compile_cache import keep_programs
-from bert_jax.training.config import Stretch, encoder_config, stretches
+from bert_jax.training.config import Stretch, stretches
 from bert_jax.training.settings import PRETRAIN
 from bert_jax.training.trainer import Trainer, build_trainer
 from bert_jax.training.workdir import alone_in, format_of, prepare_workdir
@@ -69,16 +64,17 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
     Raises: UserError: a setting, the corpus, `init_from` or what lies in `workdir` does not fit;
       else as `loop.run`.
     """
-    PRETRAIN.check(config, chosen)
+    family = family_of(config)
+    family.settings.check(config, chosen)
     if not config.corpus:
         raise UserError("--config.corpus=FOLDER is needed")
     corpus = open_corpus(config.corpus)
     format = format_of(workdir)
-    objective = build_objective(config, corpus.tokenizer, format)
+    objective = build_objective(config, corpus.tokenizer.vocabulary, format)
     mesh = sharding.make_mesh(config.mesh)
     phases = build_phases(config, corpus, objective, mesh)
     schedule = build_schedule(config, objective)
-    example = empty_batch(1, phases[0].seq_length, config.pairs)
+    example = empty_batch(objective.layout, 1, phases[0].seq_length)
     trainer = build_trainer(config, mesh, config.steps, objective, example, format=format)
     trainer.check_memory()
     starts = config.init_from and not distributed.from_main(has_checkpoint(workdir))
@@ -95,7 +91,7 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
     if config.log_instances:
         path = workdir / f"instances-{jax.process_index()}.jsonl"
         phases = [dataclasses.replace(p, batches=_logged(p.batches, path)) for p in phases]
-    for line in PRETRAIN.never_reached(config, config.steps, chosen):
+    for line in family.settings.never_reached(config, config.steps, chosen):
         distributed.say(line)
     distributed.say(passes(phases))
     with alone_in(workdir):
@@ -103,42 +99,22 @@ def pretrain(config: Any, workdir: Path, chosen: Collection[str] = ()) -> None:
     params = sharding.to_host(state["params"])
     if distributed.is_main():
         last = phases[-1]
-        batches = held_out_batches(config, corpus, last.seq_length, last.batch_size)
+        batches = held_out_batches(config, corpus, objective, last.seq_length, last.batch_size)
         write_report(workdir, corpus, objective, params, config.steps, held_out, batches)
     distributed.wait_for_all("the report is written")
 
 
-def build_objective(config: Any, tokenizer: Tokenizer, format: int = FORMAT) -> LanguageModel:
-    """Makes the objective of a pre-training config. format: of the run, which decides its keys."""
-    encoder = encoder_config(config.model.to_dict(), tokenizer.vocab_size, config.dtype)
-    never = (tokenizer.cls_id, tokenizer.sep_id)
-    if encoder.causal:
-        return LeftToRight(encoder, never)
-    m = config.masking
-    masking = Masking(
-        vocab_size=tokenizer.vocab_size,
-        mask_id=tokenizer.mask_id,
-        never=never,
-        rate=m.rate,
-        max_predictions=m.max_predictions or None,
-        mask_share=m.mask_share,
-        random_share=m.random_share,
-        continuation=tokenizer.continuation if m.whole_word else None,
-    )
-    return MaskedLM(encoder, masking, config.nsp, config.seed, format)
-
-
-def build_schedule(config: Any, objective: LanguageModel) -> loop.Schedule:
+def build_schedule(config: Any, objective: Pretraining) -> loop.Schedule:
     """How often the loop does what."""
     return loop.Schedule(
         config.steps, config.log_every, config.eval_every, config.checkpoint_every,
-        config.keep_checkpoints, config.keep_every, f"{objective.name}_loss",
+        config.keep_checkpoints, config.keep_every, objective.metrics[0],
         config.checkpoint_minutes,
     )  # fmt: skip
 
 
 def build_phases(
-    config: Any, corpus: Corpus, objective: LanguageModel, mesh: jax.sharding.Mesh
+    config: Any, corpus: Corpus, objective: Pretraining, mesh: jax.sharding.Mesh
 ) -> list[loop.Phase]:
     """One phase, or a short one and a long one (paper, A.2)."""
     return [_phase(config, corpus, objective, mesh, part) for part in stretches(config)]
@@ -147,22 +123,17 @@ def build_phases(
 def _phase(
     config: Any,
     corpus: Corpus,
-    objective: LanguageModel,
+    objective: Pretraining,
     mesh: jax.sharding.Mesh,
     part: Stretch,
 ) -> loop.Phase:
     size, seq_length = part.batch_size, part.seq_length
     sharding.check_batch(mesh, size, config.accumulation)
     rows = sharding.local_rows(mesh, size)
-    instances = _instances(
-        config, corpus, "train", seq_length,
-        seed=config.seed, dupe_factor=config.masking.dupe_factor or None,
-    )  # fmt: skip
-    encoder, shape = objective.encoder, (size // config.accumulation, seq_length)
-    fits = sharding.on_mesh(mesh, kernels.fits)
-    if encoder.kernels and not fits(shape, encoder.width, encoder.heads, encoder.head_width):
-        distributed.say(kernels.NOT_HERE)
-    flops = model_flops(encoder, size, seq_length, objective.predictions(seq_length))
+    instances = _instances(config, corpus, objective, "train", seq_length, config.seed)
+    shape = size // config.accumulation, seq_length
+    distributed.say(sharding.on_mesh(mesh, objective.backbone.without)(*shape))
+    flops = objective.flops(size, seq_length)
     return loop.Phase(
         start=part.start,
         stop=part.stop,
@@ -172,7 +143,9 @@ def _phase(
         batches=functools.partial(
             train_batches, instances, size, workers=config.workers, rows=rows
         ),
-        evaluation=functools.partial(held_out_batches, config, corpus, seq_length, size, rows),
+        evaluation=functools.partial(
+            held_out_batches, config, corpus, objective, seq_length, size, rows
+        ),
         per_pass=lambda: instances.per_pass,
     )
 
@@ -191,32 +164,37 @@ def passes(phases: Sequence[loop.Phase]) -> str:
 
 
 def held_out_batches(
-    config: Any, corpus: Corpus, seq_length: int, batch_size: int, rows: np.ndarray | None = None
-) -> list[Batch]:
-    """The held-out set, the same for every run on this corpus; rows: of each batch, None: all."""
-    instances = _instances(config, corpus, "held_out", seq_length, seed=0)
+    config: Any, corpus: Corpus, objective: Pretraining, seq_length: int, batch_size: int,
+    rows: np.ndarray | None = None,
+) -> list[Batch]:  # fmt: skip
+    """Makes the held-out set, the same for every run on this corpus.
+
+    rows: of each batch, None: all.
+    """
+    instances = _instances(config, corpus, objective, "held_out", seq_length, seed=0)
     return eval_batches(instances, batch_size, config.eval_instances, rows)
 
 
 def _instances(
-    config: Any, corpus: Corpus, split: str, seq_length: int, **settings: Any
+    config: Any, corpus: Corpus, objective: Pretraining, split: str, seq_length: int, seed: int
 ) -> Instances:
-    tokenizer = corpus.tokenizer
+    family = family_of(config)
+    options = family.layout_options(config)
+    copies = family.dupe_factor(config) if split == "train" else None
+    template = family.template(corpus.tokenizer.vocabulary)
     return _made(
-        corpus.splits[split],
-        seq_length=seq_length,
-        cls_id=tokenizer.cls_id,
-        sep_id=tokenizer.sep_id,
-        pad_id=tokenizer.pad_id,
-        pairs=config.pairs,
-        short_seq_prob=config.short_seq_prob,
-        exact_half=config.nsp_exact_half,
-        **settings,
-    )
+        corpus.splits[split], seq_length, seed, template, objective.layout,
+        tuple(options.items()), copies,
+    )  # fmt: skip
 
 
 # So the held-out set is planned once a run, not at every evaluation.
-_made = functools.lru_cache(maxsize=8)(Instances)
+@functools.lru_cache(maxsize=8)
+def _made(
+    split: Split, seq_length: int, seed: int, template: Template, layout: str,
+    options: tuple[tuple[str, Any], ...], dupe_factor: int | None,
+) -> Instances:  # fmt: skip
+    return Instances(split, seq_length, seed, template, layout, dict(options), dupe_factor)
 
 
 def _logged(batches: Callable[..., Any], path: Path) -> Callable[[int, int], Any]:
@@ -231,12 +209,11 @@ def _initial_params(config: Any, corpus: Corpus, trainer: Trainer) -> Any:
             f"init_from={config.init_from} has another vocabulary than {corpus.path}: prepare the "
             "corpus with it (bert_jax.prepare --config.vocab=FOLDER of its vocabulary)"
         )
-    here, there = (
-        encoder_config(model, corpus.tokenizer.vocab_size, "float32")
-        for model in (config.model.to_dict(), source.model)
-    )
+    if source.family != config.family:
+        raise UserError(f"init_from={config.init_from} is of family={source.family}")
     for name in ("activation", "norm_epsilon", "causal"):  # what shapes do not show
-        if (value := getattr(there, name)) != getattr(here, name):
+        value = source.model.get(name, config.model[name])
+        if value != config.model[name]:
             raise UserError(f"init_from={config.init_from} has {value} as its model.{name}")
     wanted = trainer.abstract_state["params"]
     params, new, unused = merge(wanted, source.params, config.init_from)

@@ -29,10 +29,9 @@ import math
 import re
 import sys
 import time
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,9 +44,9 @@ from bert_jax.common.files import read_json, write_json
 from bert_jax.common.outputs import check_output
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.instances import empty_batch
-from bert_jax.main import build_objective
-from bert_jax.models.encoder import model_flops
-from bert_jax.objectives.base import LanguageModel
+from bert_jax.data.template import Vocabulary
+from bert_jax.families import build_objective, family_of
+from bert_jax.objectives.base import Pretraining
 from bert_jax.planning import tpu
 from bert_jax.planning.program import Program, read_program
 from bert_jax.planning.text import plan_text, search_text
@@ -70,18 +69,18 @@ def main() -> None:
     if config is None:
         raise UserError("only pre-training is planned: --config=configs/pretrain.py")
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free
-    PRETRAIN.check(config, changed())
+    family_of(config).settings.check(config, changed())
     if config.corpus and flags.FLAGS["vocab_size"].present:
         raise UserError("--vocab_size has no effect with corpus, which has its own vocabulary")
     if config.dtype == "auto":
         config.dtype = "bfloat16"
     target = tpu.open_slice(TOPOLOGY.value, SLICES.value)
-    tokenizer = (
-        open_corpus(config.corpus).tokenizer
+    vocabulary = (
+        open_corpus(config.corpus).tokenizer.vocabulary
         if config.corpus
-        else stand_in_tokenizer(_VOCAB_SIZE.value)
+        else stand_in(_VOCAB_SIZE.value)
     )
-    objective = build_objective(config, tokenizer)
+    objective = build_objective(config, vocabulary)
     find, as_text = (search, search_text) if _SEARCH.value else (plan, plan_text)
     result = find(config, objective, target)
     if output:
@@ -97,18 +96,14 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def stand_in_tokenizer(vocab_size: int) -> Any:
-    """As much of a tokenizer as the program depends on."""
-    return types.SimpleNamespace(
-        vocab_size=vocab_size,
-        mask_id=4,
-        cls_id=2,
-        sep_id=3,
-        continuation=np.zeros(vocab_size, bool),
-    )
+def stand_in(vocab_size: int) -> Vocabulary:
+    """Makes a vocabulary of that size, of which a program depends on no more."""
+    roles = ("pad", "unk", "cls", "sep", "mask")
+    ids = {role: number for number, role in enumerate(roles)}
+    return Vocabulary(vocab_size, ids, np.zeros(vocab_size, bool))
 
 
-def plan(config: Any, objective: LanguageModel, target: tpu.Slice) -> Plan:
+def plan(config: Any, objective: Pretraining, target: tpu.Slice) -> Plan:
     """The config as it is, each phase with its sequence length."""
     phases: list[Plan] = [
         {"start": part.start, "stop": part.stop}
@@ -141,16 +136,17 @@ def _described(config: Any, target: tpu.Slice) -> Plan:
 
 def compile_step(
     config: Any,
-    objective: LanguageModel,
+    objective: Pretraining,
     target: tpu.Slice,
     seq_length: int,
     batch_size: int,
+    how: str = "",
 ) -> Plan:
-    """Compiles the trainer's step for global batches of this shape."""
+    """Compiles the trainer's step for global batches of this shape; how: to say meanwhile."""
     mesh = sharding.make_mesh(config.mesh, target.devices)
     sharding.check_batch(mesh, batch_size, config.accumulation)
-    batch = abstract_batch(mesh, batch_size, seq_length, config.pairs)
-    example = empty_batch(1, seq_length, config.pairs)
+    batch = abstract_batch(mesh, objective.layout, batch_size, seq_length)
+    example = empty_batch(objective.layout, 1, seq_length)
     trainer = build_trainer(config, mesh, config.steps, objective, example)
     state = trainer.abstract_state
     known = {
@@ -160,14 +156,11 @@ def compile_step(
     }
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = batch_size // config.accumulation // shards
-    remat = ", rematerialised" if objective.encoder.remat else ""
-    print(f"compiling: {rows:,} rows of {seq_length} a device{remat} ...", file=sys.stderr)
+    print(f"compiling: {rows:,} rows of {seq_length} a device{how} ...", file=sys.stderr)
     lowered = trainer.lower(batch)
     begin = time.perf_counter()
     compiled = _compile(lowered)
-    flops = model_flops(
-        objective.encoder, batch_size, seq_length, objective.predictions(seq_length)
-    )
+    flops = objective.flops(batch_size, seq_length)
     result: Plan = {
         "seq_length": seq_length,
         "rows": rows,  # of a device, at a time
@@ -214,13 +207,13 @@ def _compile(lowered: Any) -> Any:
 
 
 def abstract_batch(
-    mesh: jax.sharding.Mesh, batch_size: int, seq_length: int, pairs: bool
+    mesh: jax.sharding.Mesh, layout: str, batch_size: int, seq_length: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a global batch, as of `Instances.batch`."""
     rows = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
-        for name, x in empty_batch(batch_size, seq_length, pairs).items()
+        for name, x in empty_batch(layout, batch_size, seq_length).items()
     }
 
 
@@ -294,7 +287,7 @@ def estimate(
     }
 
 
-def search(config: Any, objective: LanguageModel, target: tpu.Slice) -> Plan:
+def search(config: Any, objective: Pretraining, target: tpu.Slice) -> Plan:
     """The most rows a device holds at a time, at the longest sequence, by rematerialisation."""
     mesh = sharding.make_mesh(config.mesh, target.devices)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -306,12 +299,10 @@ def search(config: Any, objective: LanguageModel, target: tpu.Slice) -> Plan:
     def measure(remat: bool, rows: int) -> Plan:
         trial = config.copy_and_resolve_references()
         trial.accumulation = 1
-        changed = dataclasses.replace(
-            cast(Any, objective), encoder=dataclasses.replace(objective.encoder, remat=remat)
-        )
-        tries.append(
-            {"remat": remat, **compile_step(trial, changed, target, seq_length, rows * shards)}
-        )
+        changed = objective.with_options(remat=remat)
+        how = ", rematerialised" if remat else ""
+        step = compile_step(trial, changed, target, seq_length, rows * shards, how)
+        tries.append({"remat": remat, **step})
         return tries[-1]
 
     most = {

@@ -13,12 +13,9 @@ instead, and its chip-hours printed.
 """
 
 import contextlib
-import dataclasses
 import functools
-import io
 import shutil
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +28,10 @@ from bert_jax.common.command_line import CONFIG, SLICES, TOPOLOGY, WORKDIR, give
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import read_checked
 from bert_jax.common.outputs import check_folder, check_report
-from bert_jax.common.progress import Progress
 from bert_jax.data.corpus import open_corpus
 from bert_jax.experiments import disk
 from bert_jax.experiments.grid import GRIDS, check_grid, name_of, settings
+from bert_jax.experiments.jobs import Job, quietly, work
 from bert_jax.experiments.paper import (
     FROM_CHECKPOINT,
     PRETRAININGS,
@@ -48,14 +45,13 @@ from bert_jax.experiments.paper import (
 )
 from bert_jax.experiments.settings import settings_of
 from bert_jax.experiments.table_report import Cell, Result, write_table
+from bert_jax.families import build_objective, family_of
 from bert_jax.planning import tpu
 from bert_jax.tasks import TASKS, family
 from bert_jax.tasks.settings import FINETUNE
 from bert_jax.training import distributed, memory
 from bert_jax.training.compile_cache import keep_programs
 from bert_jax.training.config import choose
-from bert_jax.training.settings import PRETRAIN
-from bert_jax.training.workdir import check_same, claimed
 from bert_jax.weights import opening, store
 
 # Folders of GLUE's archive.
@@ -70,19 +66,6 @@ _OF_THE_TABLE = {
     "seed": "--config.seeds=N tries the seeds 0 to N-1",
     "init_from": "the table pre-trains its models, or is of --config.checkpoint",
 }
-_POLL_SECONDS = 5.0  # between looks at what other processes are doing
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A run in a folder: done when its `result` is there, ready when that of `needs` is."""
-
-    folder: Path
-    result: Path
-    run: Callable[[], Any]
-    needs: Path | None = None
-    config: Any = None  # what the run in the folder must have been made with
-    may_change: Sequence[str] = ()
 
 
 def main() -> None:
@@ -119,7 +102,7 @@ def reproduce(config: Any, out: Path, chosen: Collection[str] = ()) -> list[Cell
     todo = jobs(config, table, cells, out)
     for job in todo:
         if job.result.exists():  # else the run itself checks
-            check_same(job.folder, job.config.to_dict(), job.may_change, whole=False)
+            job.check()
             if "pretraining" in job.folder.parts[-2:]:
                 pretraining.check_corpus(job.folder, Path(job.config.corpus))
     check_settings(config, todo)
@@ -170,7 +153,8 @@ def check_chosen(config: Any, chosen: Collection[str]) -> None:
         else:
             continue
         raise UserError(f"--config.pretraining.{name} has no effect: {why}")
-    PRETRAIN.check_effects([pretraining_config(config, row.pretraining) for row in rows], mine)
+    settings = family_of(config.pretraining).settings
+    settings.check_effects([pretraining_config(config, row.pretraining) for row in rows], mine)
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -233,7 +217,8 @@ def layout(config: Any) -> tuple[Table, list[Column], list[str]]:
         raise UserError("--config.pretraining.corpus=FOLDER is needed (bert_jax.prepare makes it)")
     table = get_table(config.table, config.scale)
     for row in () if given else table.rows:
-        PRETRAIN.check(pretraining_config(config, row.pretraining))
+        one = pretraining_config(config, row.pretraining)
+        family_of(one).settings.check(one)
     return table, found, left_out
 
 
@@ -309,11 +294,13 @@ def check_settings(config: Any, todo: Sequence[Job]) -> None:
     Raises: UserError, naming the task.
     """
     made: dict[Path | None, Any] = {
-        job.result: job.config.model.to_dict() for job in todo if "model" in job.config
+        job.result: family_of(job.config).backbone(job.config.model.to_dict(), 1, job.config.dtype)
+        for job in todo
+        if "model" in job.config
     }
     left = [job for job in todo if "task" in job.config and not job.result.exists()]
     if left and starts_from_checkpoint(config):
-        made[None] = opening.open_model(config.checkpoint).model
+        made[None] = opening.open_model(config.checkpoint).body("auto").backbone
     for job in left:
         with _told_of(job.config.task):
             finetune.check_settings(job.config, made[job.needs])
@@ -381,37 +368,11 @@ def jobs(config: Any, table: Table, cells: Sequence[Cell], out: Path) -> list[Jo
 
 def finetune_quietly(config: Any, folder: Path) -> None:
     """Fine-tunes; what the run says about itself is in its folder. Its checkpoints are dropped."""
-    quiet = io.StringIO()
-    with (
-        contextlib.redirect_stdout(quiet),
-        contextlib.redirect_stderr(quiet),
-        _told_of(config.task),
-    ):
+    with quietly(), _told_of(config.task):
         finetune.finetune(config, folder)
     if distributed.is_main():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     distributed.wait_for_all("the checkpoints are gone")
-
-
-def work(todo: Sequence[Job]) -> None:
-    """Runs the jobs that are not done, leaving those to others that others are at."""
-    with Progress(len(todo), "run", quiet=not distributed.is_main()) as progress:
-        while True:
-            done = distributed.from_main([job.result.exists() for job in todo])
-            progress.update(sum(done) - progress.done)
-            if all(done):
-                return
-            results = {job.result for job, is_done in zip(todo, done, strict=True) if is_done}
-            for job in todo:
-                if job.result in results or not (job.needs is None or job.needs in results):
-                    continue
-                with claimed(job.folder.with_name(job.folder.name + ".lock")) as mine:
-                    if mine and distributed.from_main(not job.result.exists()):
-                        progress.show(now="/".join(job.folder.parts[-3:]))
-                        job.run()
-                        break  # look again what is done
-            else:
-                time.sleep(_POLL_SECONDS)  # all that could be done is being done by others
 
 
 def perplexities(config: Any, table: Table, out: Path) -> dict[str, float]:
@@ -439,10 +400,10 @@ def plan_pretrainings(config: Any, target: tpu.Slice) -> None:
         one = pretraining_config(config, name)
         if one.dtype == "auto":
             one.dtype = "bfloat16"
-        tokenizer = (
-            open_corpus(one.corpus).tokenizer if one.corpus else plan.stand_in_tokenizer(30522)
+        vocabulary = (
+            open_corpus(one.corpus).tokenizer.vocabulary if one.corpus else plan.stand_in(30522)
         )
-        result = plan.plan(one, pretraining.build_objective(one, tokenizer), target)
+        result = plan.plan(one, build_objective(one, vocabulary), target)
         hours = result.get("chip_hours")
         total += hours or 0.0
         shown = f"~{hours:,.0f} chip-hours" if hours is not None else "does not fit"

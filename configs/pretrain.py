@@ -4,6 +4,7 @@
       --config.corpus=CORPUS --workdir=RUN
 
 Arguments (after the colon):
+  family  bert (default). The others below are its; each family has sizes and presets of its own.
   size    tiny, mini, small, medium, base (default) or large; single sizes by --config.model.width
           and so on.
   seq     sequence length, default 128.
@@ -25,71 +26,27 @@ Arguments (after the colon):
 Acceptance figure for BERT-Base on English: held-out perplexity about 4.0, NSP accuracy 97-98%.
 """
 
+import re
+
 import ml_collections
 
-from bert_jax.training.config import SIZES, choose, parse_arg
-
-PRESETS = {
-    "paper": {
-        "steps": 1_000_000,
-        "batch_size": 256,
-        "learning_rate": 1e-4,
-        "warmup_steps": 0.01,
-        "bias_correction": False,
-        "decay_from": "start",
-        "dropout": 0.1,
-        "init_stddev": 0.02,
-    },
-}
-PRESETS["modern"] = PRESETS["paper"] | {
-    "steps": 250_000,
-    "learning_rate": 5e-4,
-    "warmup_steps": 0.05,
-    "bias_correction": True,
-    "decay_from": "warmup",
-}
-PRESETS["lamb"] = PRESETS["modern"] | {
-    "steps": 7038 + 1563,
-    "batch_size": 32_768,
-    "learning_rate": 4e-3,
-    "warmup_steps": 0.128,
-    "optimizer": "lamb",
-    "short_phase": {
-        "share": 7038 / (7038 + 1563),
-        "batch_size": 65_536,
-        "learning_rate": 6e-3,
-        "warmup_steps": 0.2843,
-    },
-}
-# Narrow layers start from a wider distribution: at 0.02 their attention is all but uniform, and
-# stays so for long. They also need the longer warm-up.
-PRESETS["laptop"] = PRESETS["modern"] | {
-    "steps": 10_000,
-    "batch_size": 16,
-    "learning_rate": 7e-4,
-    "warmup_steps": 0.1,
-    "dropout": 0.0,
-    "init_stddev": 0.04,
-}
-PRESETS["quickstart"] = PRESETS["laptop"] | {
-    "steps": 3_000,
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "init_stddev": 0.06,
-}
+from bert_jax.families import DEFAULT, get_family
+from bert_jax.training.config import choose, parse_arg
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The config; `arg` as in the module's docstring."""
+    named = re.search(r"(?:^|,)\s*family=(\w*)", arg or "")
+    family = get_family(named[1] if named else DEFAULT)
     a = parse_arg(
-        arg, size="base", seq=128, preset="paper", nsp=True, phases=False, objective="mlm"
-    )
-    causal = choose("objective", a.objective, {"mlm": False, "ltr": True})
-    layers, width, heads = choose("size", a.size, SIZES)
-    preset = choose("preset", a.preset, PRESETS)
+        arg, family=family.name, size=family.size, seq=128, preset="paper", phases=False,
+        **family.arguments,
+    )  # fmt: skip
+    preset = choose("preset", a.preset, family.presets)
     section = ml_collections.ConfigDict
 
     config = section()
+    config.family = family.name  # the published line of models
     config.corpus = ""  # folder written by bert_jax.prepare
     config.init_from = ""  # work directory whose parameters to start from; empty: from scratch
     config.seed = 0  # of everything random: initial parameters, data order, masks, dropout
@@ -121,38 +78,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optimizer.decay_all = False  # weights of biases and norms decay, too
     config.optimizer.decay_from = preset["decay_from"]  # start (released code) or warmup
 
-    config.nsp = a.nsp and not causal  # next sentence prediction
-    config.pairs = config.nsp  # sentence pairs, which nsp needs; false: contiguous text
-    # Half of the pairs are random, as in the paper. False: as released, where the next of a chunk
-    # of one sentence always is, so more than half are.
-    config.nsp_exact_half = False
-    config.short_seq_prob = 0.1  # share of documents cut to a random shorter length (with pairs)
-    config.masking = section()
-    config.masking.rate = 0.15  # share of tokens predicted
-    config.masking.mask_share = 0.8  # of these: shown as [MASK]
-    config.masking.random_share = 0.1  # ... as a random token; the rest as they are
-    config.masking.whole_word = False
-    config.masking.max_predictions = 0  # a sequence; 0: what the rate gives
-    config.masking.dupe_factor = 0  # static masks and pairs, new in so many passes; 0: in every one
-
-    config.model = section()
-    config.model.layers = layers
-    config.model.width = width
-    config.model.heads = heads
-    config.model.head_width = 0  # 0: width / heads
-    config.model.feed_forward = 0  # 0: 4 * width
-    config.model.max_positions = 512
-    config.model.segment_types = 2
-    config.model.activation = "gelu"  # erf (paper); gelu_tanh (released code since 2019-02); relu
-    config.model.norm_epsilon = 1e-12
-    # of fresh kernels and embeddings, cut at two of it
-    config.model.init_stddev = preset["init_stddev"]
-    config.model.causal = causal  # no position looks to its right: the objective is LTR
-    config.model.hidden_dropout = preset["dropout"]
-    config.model.attention_dropout = preset["dropout"]
-    config.model.scan_layers = False  # one compiled layer: compiles faster
-    config.model.remat = False  # recompute activations in the backward pass: less memory
-    config.model.kernels = False  # fused TPU kernels; not yet measured on a TPU
+    family.section(config, a, preset)
 
     config.dtype = "auto"  # of the computation; bfloat16 on accelerators, float32 on CPU
     config.workers = 0  # processes that make batches; 0: threads

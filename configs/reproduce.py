@@ -23,11 +23,14 @@ configs/finetune.py: every field can be set. A task without data is left out, an
 
 import ml_collections
 
+from bert_jax.common.shipped import config_module
 from bert_jax.experiments.grid import GRIDS
 from bert_jax.experiments.paper import BASE, FROM_CHECKPOINT, LAPTOP_TASKS, SIZES, TASKS
 from bert_jax.tasks import TASKS as KNOWN_TASKS
 from bert_jax.training.config import choose, parse_arg
-from configs import finetune, pretrain
+
+# Not by `import`: an installed package has no folder `configs` on Python's path.
+finetune, pretrain = config_module("finetune"), config_module("pretrain")
 
 # By scale: argument of configs/pretrain.py and of configs/finetune.py, and fields of the first.
 SCALES = {

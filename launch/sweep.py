@@ -4,15 +4,16 @@
       --config.data=glue_data/RTE --grid=paper --seeds=5 --workdir=SWEEP
 
 A seed decides the new head, the data order and dropout. Finished runs are not run again: the same
-command continues a sweep. Only the best run keeps its checkpoint. Runs that end no better than the
-baseline that needs no model count as collapsed. --grid=none tries seeds alone, with the settings
-that the config has: those of preset=stable, for example. A grid of your own is written as
+command continues a sweep, and called again beside itself, in another terminal or on another machine
+with the same disk, the two share it. Only the best run keeps its checkpoint. Runs that end no
+better than the baseline that needs no model count as collapsed. --grid=none tries seeds alone, with
+the settings that the config has: those of preset=stable, for example. A grid of your own is
+written as
 --grid='learning_rate=1e-5,3e-5;batch_size=16,32', or stands in a JSON file:
 {"learning_rate": [1e-5, 3e-5], "batch_size": [16, 32]}.
 """
 
-import contextlib
-import io
+import functools
 import shutil
 import statistics
 import sys
@@ -30,13 +31,12 @@ from bert_jax.common import entry, errors, figures, schemas
 from bert_jax.common.command_line import CONFIG, WORKDIR, given, read_config
 from bert_jax.common.files import read_checked, write_json, write_whole
 from bert_jax.common.outputs import check_folder, check_report
-from bert_jax.common.progress import Progress
 from bert_jax.experiments import disk
 from bert_jax.experiments.grid import GRIDS, check_grid, name_of, read_grid, settings
+from bert_jax.experiments.jobs import Job, quietly, work
 from bert_jax.tasks.settings import FINETUNE
 from bert_jax.training import distributed, memory
 from bert_jax.training.compile_cache import keep_programs
-from bert_jax.training.workdir import check_same
 from bert_jax.weights import opening
 from configs.finetune import get_config
 
@@ -68,14 +68,12 @@ def main() -> None:
     points = settings(read_grid(_GRID.value, config))
     for point in points:
         FINETUNE.check(with_point(config, point))
-    runs = [(point, seed) for point in points for seed in range(_SEEDS.value)]
-    results: list[dict[str, Any]] = []
-    with Progress(len(runs), "run", quiet=not distributed.is_main()) as progress:
-        for point, seed in runs:
-            progress.show(**point, seed=seed)
-            results.append(run_one(config, point, seed, folder))
-            _drop_checkpoints(results)
-            progress.update()
+    todo = [job_of(config, p, seed, folder) for p in points for seed in range(_SEEDS.value)]
+    for job in todo:
+        job.check()
+    work(todo, functools.partial(_drop_checkpoints, todo))
+    _drop_checkpoints(todo)  # processes that ended at the same time left two
+    results = [result_of(job) for job in todo]
     if not distributed.is_main():
         return
     table = summarise(results)
@@ -103,27 +101,26 @@ def check_chosen(config: Any, chosen: Collection[str], grid: str) -> None:
     check_grid(grid, config, differing.union(chosen), "--grid")
 
 
-def run_one(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Runs one setting with one seed, unless that is done.
-
-    Raises: UserError: it is done, or begun, with another config, data or start.
-    """
+def job_of(config: Any, point: Mapping[str, Any], seed: int, folder: Path) -> Job:
+    """Makes the job of one setting with one seed."""
     workdir = folder / name_of(point) / f"seed{seed}"
-    path = workdir / "results.json"
     one = with_point(config, {**point, "seed": seed})
-    begun = (workdir / "config.json").exists()
-    if begun:
-        check_same(workdir, one.to_dict(), finetune.MAY_CHANGE_OF_TABLES, whole=False)
-    if not distributed.from_main(begun and path.exists()):
-        # What a run says about itself is in its folder.
-        quiet = io.StringIO()
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+
+    def run() -> None:
+        with quietly():
             finetune.finetune(one, workdir)
-    result = read_checked(path, schemas.Results)
+
+    free = finetune.MAY_CHANGE_OF_TABLES
+    return Job(workdir, workdir / "results.json", run, config=one, may_change=free)
+
+
+def result_of(job: Job) -> dict[str, Any]:
+    """Reads what a job that is done came to."""
+    result = read_checked(job.result, schemas.Results)
     return {
-        "point": name_of(point),
-        "seed": seed,
-        "workdir": str(workdir),
+        "point": job.folder.parent.name,
+        "seed": job.config.seed,
+        "workdir": str(job.folder),
         "metric": result["metric"],
         "score": result["scores"]["dev"][result["metric"]],
         "baseline": result["baselines"]["dev"][result["metric"]],
@@ -201,11 +198,14 @@ def plot(results: Sequence[Mapping[str, Any]], table: Mapping[str, Any], path: P
     figures.save(figure, path)
 
 
-def _drop_checkpoints(results: Sequence[Mapping[str, Any]]) -> None:
-    best = max(results, key=lambda result: result["score"])
-    for result in results:
+def _drop_checkpoints(todo: Sequence[Job]) -> None:
+    """Removes the checkpoints of the runs that are done, but for the best of them."""
+    done = [result_of(job) for job in todo if job.result.exists()]
+    best = max(done, key=lambda result: result["score"])
+    for result in done if distributed.is_main() else ():
         if result is not best:
             shutil.rmtree(Path(result["workdir"]) / "checkpoints", ignore_errors=True)
+    distributed.wait_for_all("the checkpoints are gone")
 
 
 if __name__ == "__main__":

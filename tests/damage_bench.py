@@ -29,6 +29,7 @@ def make_bench(bench: Path) -> None:
     """Makes the sound inputs in folders of `bench`."""
     import jax
     import numpy as np
+    import tf1_release
     import tiny_corpus
     import tiny_tasks
 
@@ -36,7 +37,7 @@ def make_bench(bench: Path) -> None:
     from bert_jax.models.body import Body
     from bert_jax.preparing.vocabulary import train_vocabulary
     from bert_jax.tasks.base import Source
-    from bert_jax.weights import hugging_face, opening, store, tf1
+    from bert_jax.weights import hugging_face, opening, store
 
     corpus = tiny_corpus.write_corpus(bench / "corpus")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -61,7 +62,7 @@ def make_bench(bench: Path) -> None:
     train_vocabulary([texts / "texts.txt"], "unigram", 150, True, vocabulary / "unigram")
     base = opening.open_model(bench / "run")
     hugging_face.write(bench / "hf", base)
-    tf1.write(bench / "tf1", base)
+    tf1_release.write(bench / "tf1", base)
     for number, (family, (write, custom)) in enumerate(tiny_tasks.FAMILIES.items()):
         folder = bench / "data" / family
         folder.mkdir(parents=True)
@@ -75,7 +76,7 @@ def make_bench(bench: Path) -> None:
         features = task.featurise((task.read(source, "train") or [])[:2], base.tokenizer, 32, True)
         batch = {name: value[None] for name, value in features[0].arrays.items()}
         batch.setdefault("lengths", np.array([len(features[0].arrays["tokens"])], np.int32))
-        params = task.objective(Body(body.encoder)).init(jax.random.key(number), batch)
+        params = task.objective(Body(body.backbone)).init(jax.random.key(number), batch)
         model = store.Pretrained(
             base.model, jax.tree.map(np.asarray, _plain(params)), base.tokenizer,
             tasks.to_dict(task), tuning={"features": "", "max_length": 32},

@@ -4,6 +4,7 @@ from typing import Any
 
 from bert_jax.common.fields import Settings
 from bert_jax.experiments.settings import settings_of as settings_of_table
+from bert_jax.families import family_of
 from bert_jax.preparing.settings import PREPARE
 from bert_jax.tasks.settings import FINETUNE
 from bert_jax.training.settings import PRETRAIN
@@ -11,5 +12,7 @@ from bert_jax.training.settings import PRETRAIN
 
 def settings_of(config: Any) -> Settings:
     """Gives the settings of a config of any kind."""
-    kinds = [kind for kind in (PRETRAIN, FINETUNE, PREPARE) if kind.describes(config)]
+    if PRETRAIN.describes(config):
+        return family_of(config).settings
+    kinds = [kind for kind in (FINETUNE, PREPARE) if kind.describes(config)]
     return kinds[0] if kinds else settings_of_table(config)

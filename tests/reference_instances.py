@@ -16,6 +16,7 @@ import numpy as np
 
 from bert_jax.data.draws import Purpose
 from bert_jax.data.instances import Instances
+from bert_jax.data.template import Template
 
 CLS, SEP, PAD = 2, 3, 0
 FIRST = 10  # id of the first token that is text
@@ -190,8 +191,14 @@ def random_documents(rng, documents, sentences, length, long=0.0):
     )
 
 
-def make(documents, seq_length=32, seed=5, **options):
-    return Instances(ListSplit(documents), seq_length, seed, CLS, SEP, PAD, **options)
+TEMPLATE = Template((CLS,), (SEP,), (SEP,), PAD)
+
+
+def make(documents, seq_length=32, seed=5, pairs=True, dupe_factor=None, shared=None, **options):
+    layout = "pairs" if pairs else "blocks"
+    return Instances(
+        ListSplit(documents), seq_length, seed, TEMPLATE, layout, options, dupe_factor, shared
+    )
 
 
 def rows(batch, what):

@@ -9,7 +9,7 @@ import pytest
 from tiny_model import TINY, pretraining, random_params, some_batch
 
 from bert_jax.models import kernels
-from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.encoder import EncoderBackbone
 
 pytestmark = pytest.mark.accelerator
 ROWS = 8
@@ -22,11 +22,11 @@ def device() -> jax.Device:
     return jax.devices()[0]
 
 
-def step(config: EncoderConfig, device: jax.Device, size: int):
+def step(config: EncoderBackbone, device: jax.Device, size: int):
     """Loss, gradients and metrics of a batch, with corruption and dropout, on a device."""
     objective = pretraining(config)
     numbers = jnp.arange(2 * ROWS).reshape(ROWS, 2)
-    labels = {"instance": numbers, "is_random_next": numbers[:, 1] % 3 // 2}
+    labels = {"instance": numbers, "pair_label": numbers[:, 1] % 3 // 2}
     batch = some_batch(config, ROWS, size) | labels | {"weight": jnp.ones(ROWS)}
     arguments = random_params(config, stddev=0.05), batch, jax.random.key(1)
 

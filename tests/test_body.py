@@ -9,30 +9,32 @@ import numpy as np
 import pytest
 
 from bert_jax.common.errors import UserError
+from bert_jax.models.backbone import Inputs
 from bert_jax.models.body import FEATURES, Body
-from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
+from bert_jax.models.encoder import Encoder, EncoderBackbone, padding_mask
 from bert_jax.models.layers import apply
 from bert_jax.models.recurrent import BiLSTM
 
 SIZES = {"vocab_size": 31, "width": 8, "heads": 2, "head_width": 4, "feed_forward": 16}
-ENCODER = EncoderConfig(layers=5, max_positions=16, scan_layers=True, **SIZES)  # compiles faster
+ENCODER = EncoderBackbone(layers=5, max_positions=16, scan_layers=True, **SIZES)  # compiles faster
 KEY = jax.random.key(5)
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(5, 31, (3, 12)), jnp.int32)
 SEGMENTS = jnp.zeros_like(TOKENS)
 LENGTHS = jnp.array([12, 7, 1], jnp.int32)
+INPUTS = Inputs(TOKENS, SEGMENTS, LENGTHS)
 
 
 def fresh(body):
     """Parameters larger than `init` makes them, so that layers differ."""
-    shapes = nn.unbox(jax.eval_shape(body.init, KEY, TOKENS, SEGMENTS))
+    shapes = nn.unbox(jax.eval_shape(body.init, KEY, INPUTS))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def hidden(body, params, key=None):
-    return body.hidden(params, TOKENS, SEGMENTS, LENGTHS, key)
+    return body.hidden(params, INPUTS, key)
 
 
 @jax.jit
@@ -81,7 +83,7 @@ def test_rows_that_are_weighted_sums(name, layers):
     expected = sum(s * every[n] for s, n in zip(shares / shares.sum(), layers, strict=True))
     np.testing.assert_allclose(hidden(body, params), expected, atol=1e-6)
     # It begins as the plain mean.
-    params["mix"] = body.init(KEY, TOKENS, SEGMENTS)["mix"]
+    params["mix"] = body.init(KEY, INPUTS)["mix"]
     np.testing.assert_allclose(hidden(body, params), every[layers].mean(axis=0), atol=1e-6)
 
 
@@ -99,14 +101,14 @@ def test_without_features_it_is_the_encoder():
 def test_layers_that_the_encoder_lacks_are_refused(name, layers):
     """Rather than the embeddings taken for a layer, or a layer read twice."""
     with pytest.raises(UserError, match=f"the encoder has only {layers}"):
-        Body(EncoderConfig(layers=layers, **SIZES), name)
-    Body(EncoderConfig(layers=layers + 1, **SIZES), name)
+        Body(EncoderBackbone(layers=layers, **SIZES), name)
+    Body(EncoderBackbone(layers=layers + 1, **SIZES), name)
 
 
 @pytest.mark.parametrize("name", ["embeddings", "last", "weighted_all"])
 def test_one_layer_is_enough_for_the_other_rows(name):
-    body = Body(EncoderConfig(layers=1, **SIZES), name)
-    assert body.width == body.encoder.width
+    body = Body(EncoderBackbone(layers=1, **SIZES), name)
+    assert body.width == body.backbone.width
 
 
 def test_unknown_features_are_refused():
@@ -156,7 +158,7 @@ def test_padding_is_not_read():
     whole = hidden(body, params)
     real = np.arange(16) < np.array(LENGTHS)[:, None]
     tokens = np.where(real, np.pad(TOKENS, ((0, 0), (0, 4))), 30)  # other padding, and more of it
-    wider = jax.jit(body.hidden)(params, tokens, np.zeros_like(tokens), LENGTHS, None)
+    wider = jax.jit(body.hidden)(params, Inputs(tokens, np.zeros_like(tokens), LENGTHS), None)
     np.testing.assert_allclose(wider[real], whole[real[:, :12]], atol=1e-5)
 
 
@@ -217,9 +219,9 @@ def test_bilstm_stays_in_float32_on_low_precision_features():
 
 def test_papers_bilstm():
     """Two layers of 768, both directions together, on four layers of BERT-Base."""
-    body = Body(EncoderConfig(vocab_size=100), "concat_last_4", bilstm=2)
+    body = Body(EncoderBackbone(vocab_size=100), "concat_last_4", bilstm=2)
     row = jnp.zeros((1, 4), jnp.int32)
-    shapes = jax.eval_shape(body.init, KEY, row, row)["bilstm"]
+    shapes = jax.eval_shape(body.init, KEY, Inputs(row, row, row[:, 0]))["bilstm"]
     assert body.width == 768
     assert shapes["forward_0"]["ii"]["kernel"].shape == (4 * 768, 384)
     assert shapes["backward_1"]["ii"]["kernel"].shape == (768, 384)

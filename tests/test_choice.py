@@ -13,7 +13,7 @@ from bert_jax.common.errors import UserError
 from bert_jax.data.buckets import collate, ladder
 from bert_jax.data.tokenizer import wordpiece_tokenizer
 from bert_jax.models.body import Body
-from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.encoder import EncoderBackbone
 from bert_jax.tasks.base import Source, hold_out
 from bert_jax.tasks.choice import Choice, Question
 
@@ -213,7 +213,7 @@ def test_rows_are_stored():
 
 
 def test_a_batch_goes_through_the_objective():
-    encoder = EncoderConfig(TOKENIZER.vocab_size, layers=1, width=8, heads=2, feed_forward=8)
+    encoder = EncoderBackbone(TOKENIZER.vocab_size, layers=1, width=8, heads=2, feed_forward=8)
     features = SWAG.featurise([_question(), _question("a", ("b c d", "e"))], TOKENIZER, 32, True)
     batch = collate([feature.arrays for feature in features], 4, PAD, ladder(32))
     assert batch["tokens"].shape == (4, 2, 16) and batch["lengths"].shape == (4, 2)

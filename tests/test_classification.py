@@ -14,7 +14,7 @@ from bert_jax import tasks
 from bert_jax.common.errors import UserError
 from bert_jax.data.buckets import collate, ladder
 from bert_jax.models.body import Body
-from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.encoder import EncoderBackbone
 from bert_jax.tasks import scaling
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.classification import Classification, TextExample
@@ -226,7 +226,7 @@ def test_through_the_model_and_back(tmp_path, kind):
     features = task.featurise(examples, TOKENIZER, 16, train=True)
     assert [f.example for f in features] == [0, 1]
     batch = collate([f.arrays for f in features], 2, TOKENIZER.pad_id, ladder(16))
-    encoder = EncoderConfig(TOKENIZER.vocab_size, layers=1, width=8, heads=2, feed_forward=8)
+    encoder = EncoderBackbone(TOKENIZER.vocab_size, layers=1, width=8, heads=2, feed_forward=8)
     objective = task.objective(Body(encoder))
     params = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
     mean = jax.jit(lambda *args: objective.loss(*args, False)[0])(params, batch, None)

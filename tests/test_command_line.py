@@ -17,7 +17,7 @@ from configs import finetune, pretrain, reproduce
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = [
-    *(f"bert_jax.{name}" for name in (*COMMANDS, "data.pydocs_task")),
+    *(f"bert_jax.{name}" for name in (*COMMANDS.values(), "data.pydocs_task")),
     "launch.sweep", "launch.glue_submission",
 ]  # fmt: skip
 # Prints the help of each entry as `python -m ENTRY --help` does, once into a pipe that nobody
@@ -84,7 +84,7 @@ def test_the_package_lists_its_commands():
     done = subprocess.run(
         [sys.executable, "-m", "bert_jax"], capture_output=True, text=True, cwd=ROOT, timeout=100
     )
-    assert done.returncode == 0 and "python -m bert_jax.finetune   Fine-tuning" in done.stdout
+    assert done.returncode == 0 and "  finetune   Fine-tuning" in done.stdout
 
 
 def test_the_home_folder(monkeypatch):

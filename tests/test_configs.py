@@ -15,15 +15,21 @@ from ml_collections import ConfigDict
 from bert_jax import main
 from bert_jax.common.errors import UserError
 from bert_jax.common.fields import Settings
+from bert_jax.data.template import Vocabulary
+from bert_jax.families import bert, build_objective, encoder
+from bert_jax.families.bert import SIZES
+from bert_jax.objectives.base import Metric
 from bert_jax.reports import pretraining
 from bert_jax.training import optim
-from bert_jax.training.config import SIZES, encoder_config, parse_arg, stretches
-from bert_jax.training.settings import PRETRAIN
+from bert_jax.training.config import parse_arg, stretches
 from configs import pretrain
 
-VOCABULARY = types.SimpleNamespace(  # of bert-base-uncased
-    vocab_size=30522, mask_id=103, cls_id=101, sep_id=102, continuation=np.zeros(30522, bool)
+VOCABULARY = Vocabulary(  # of bert-base-uncased
+    30522, {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}, np.zeros(30522, bool)
 )
+
+
+LOSS = Metric("mlm_loss", "MLM loss", "lower")
 
 
 def count(params) -> int:
@@ -32,9 +38,9 @@ def count(params) -> int:
 
 def shapes(arg: str, seq_length: int, rows: int = 2):
     """Parameters, loss and metrics of the real objective, as shapes; nothing is computed."""
-    objective = main.build_objective(pretrain.get_config(arg), VOCABULARY)
+    objective = build_objective(pretrain.get_config(arg), VOCABULARY)
     rowwise = {"tokens": (seq_length,), "segments": (seq_length,), "lengths": (), "instance": (2,)}
-    rowwise |= {"is_random_next": ()}
+    rowwise |= {"pair_label": ()}
     batch = {n: jax.ShapeDtypeStruct((rows, *s), jnp.int32) for n, s in rowwise.items()}
     batch["weight"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -49,7 +55,7 @@ def shapes(arg: str, seq_length: int, rows: int = 2):
 def test_every_size_at_full_scale(size, nsp, golden):
     """Parameters as many as `BertForPreTraining` has, whose count is stored with the goldens."""
     params, loss, metrics = shapes(f"size={size},nsp={nsp},seq=512", 512)
-    layers, width, heads = SIZES[size]
+    layers, width, heads = SIZES[size].values()
     head = (width * width + width) + (2 * width + 2) if nsp else 0  # pooler and classifier
     expected = int(golden("bert_counts")[size]) - (0 if nsp else width * width + 3 * width + 2)
     assert count(params) == expected
@@ -68,7 +74,7 @@ def test_published_sizes():
         assert count(shapes(f"size={size}", 128)[0]) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-@pytest.mark.parametrize("preset", pretrain.PRESETS)
+@pytest.mark.parametrize("preset", bert.PRESETS)
 def test_the_state_of_every_preset(preset):
     """Both moments of every parameter, of Adam and of LAMB."""
     config = pretrain.get_config(f"size=base,preset={preset}")
@@ -98,7 +104,7 @@ def test_numbers_that_cannot_be_are_refused(changes, message):
     config = pretrain.get_config("size=tiny")
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
-        PRETRAIN.check(config)
+        bert.FAMILY.settings.check(config)
 
 
 @pytest.mark.parametrize(
@@ -114,19 +120,19 @@ def test_numbers_that_cannot_be_are_refused(changes, message):
 def test_the_precision_is_what_the_device_has_units_for(device, dtype, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(**device)])
     model = pretrain.get_config("size=tiny").model
-    assert encoder_config(model.to_dict(), 100, "auto").dtype == dtype
+    assert encoder.backbone(model.to_dict(), 100, "auto").dtype == dtype
 
 
 @pytest.mark.parametrize("phases", [True, False])
-@pytest.mark.parametrize("preset", pretrain.PRESETS)
+@pytest.mark.parametrize("preset", bert.PRESETS)
 def test_every_preset_builds(preset, phases, corpus):
     mesh = tiny_corpus.one_device()
     for size, nsp in itertools.product(SIZES, (True, False)):
         config = pretrain.get_config(
             f"size={size},preset={preset},nsp={nsp},phases={phases},seq=256"
         )
-        PRETRAIN.check(config)
-        objective = main.build_objective(config, corpus.tokenizer)
+        bert.FAMILY.settings.check(config)
+        objective = build_objective(config, corpus.tokenizer.vocabulary)
         plan = [(p.start, p.stop, p.seq_length)
                 for p in main.build_phases(config, corpus, objective, mesh)]  # fmt: skip
         switch = 7038 if preset == "lamb" else round(0.9 * config.steps)
@@ -228,7 +234,7 @@ class Recorder:
         return name in self._config
 
     def to_dict(self):
-        """Of `model`: as a whole into EncoderConfig, which takes no field it does not know."""
+        """Of `model`: as a whole into EncoderBackbone, which takes no field it does not know."""
         if self._section:
             self._read.update(self._section + name for name in self._config)
         return self._config.to_dict()
@@ -315,7 +321,7 @@ def test_passes_over_the_corpus_are_told(corpus):
         config = tiny_corpus.small_config(
             arg, **{n.replace(".", "__"): v for n, v in changes.items()}
         )
-        objective = main.build_objective(config, corpus.tokenizer)
+        objective = build_objective(config, corpus.tokenizer.vocabulary)
         phases = main.build_phases(config, corpus, objective, mesh)
         line = main.passes(phases)
         total = sum((p.stop - p.start) * p.batch_size / p.per_pass() for p in phases)
@@ -324,7 +330,7 @@ def test_passes_over_the_corpus_are_told(corpus):
 
 def test_a_model_no_better_than_frequencies_is_told():
     unigram = {"mlm_loss": 5.0}
-    assert pretraining.no_better("mlm", {"mlm_loss": 4.9}, unigram) == ""
+    assert pretraining.no_better(LOSS, {"mlm_loss": 4.9}, unigram) == ""
     for loss in (5.0, 7.0, float("nan")):
-        said = pretraining.no_better("mlm", {"mlm_loss": loss}, unigram)
+        said = pretraining.no_better(LOSS, {"mlm_loss": loss}, unigram)
         assert "is no better than 5.000, that of the tokens' frequencies alone" in said

@@ -17,8 +17,8 @@ from tiny_tasks import make_config, settings
 from bert_jax import finetune, tasks
 from bert_jax.common.errors import UserError
 from bert_jax.common.fields import Settings
+from bert_jax.families import encoder
 from bert_jax.models.body import Body
-from bert_jax.training.config import encoder_config
 from bert_jax.weights import finetune_start
 from configs import finetune as config_file
 from configs import pretrain
@@ -52,7 +52,7 @@ def test_every_kind_of_task_at_full_scale(name, features):
     if not getattr(task, "labels", True):  # found in training data
         task = dataclasses.replace(task, labels=("a", "b", "c"))
     model = pretrain.get_config("size=base,seq=512").model.to_dict()
-    body = Body(encoder_config(model, 30522, "float32"), features, 2 if features else 0)
+    body = Body(encoder.backbone(model, 30522, "float32"), features, 2 if features else 0)
     objective = task.objective(body)
     rows, length = 2, config.max_length
     each = (rows, 4) if tasks.family(task) == "choice" else (rows,)

@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.data.buckets import collate, ladder
 from bert_jax.models.body import Body
-from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.encoder import EncoderBackbone
 from bert_jax.objectives.finetuning import Choose, Classify, Span, Tag
 from bert_jax.training import sharding
 
-ENCODER = EncoderConfig(
+ENCODER = EncoderBackbone(
     vocab_size=31, layers=1, width=8, heads=2, head_width=4, feed_forward=16, max_positions=48
 )
 BODY = Body(ENCODER)
@@ -215,7 +215,7 @@ def test_all_that_is_not_frozen_learns(name):
 
 def test_heads_compute_in_float32_on_low_precision_bodies():
     """Scores of spans and similarities are compared; three digits would make ties."""
-    low = EncoderConfig(**{**ENCODER.__dict__, "dtype": "bfloat16"})
+    low = EncoderBackbone(**{**ENCODER.__dict__, "dtype": "bfloat16"})
     batch = some_batch("numbers")
     logits = jax.jit(Classify(Body(low), 2, "numbers").predict)(fresh("numbers"), batch)["logits"]
     assert logits.dtype == jnp.float32

@@ -15,11 +15,12 @@ from safetensors.numpy import load_file, save_file
 from bert_jax import tasks
 from bert_jax.common.errors import UserError
 from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
+from bert_jax.families import encoder
+from bert_jax.families.bert_names import NAMES
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder, padding_mask
 from bert_jax.models.heads import Classifier, MlmHead, Pooler
 from bert_jax.models.layers import apply
-from bert_jax.training.config import encoder_config
 from bert_jax.weights import hugging_face
 from bert_jax.weights.opening import open_model
 
@@ -44,7 +45,7 @@ def test_outputs_equal_transformers(name):
     model = open_model(GOLDEN / name)
     with np.load(GOLDEN / name / "expected.npz") as file:
         gold = dict(file)
-    config = encoder_config(model.model, model.tokenizer.vocab_size, "float32")
+    config = encoder.backbone(model.model, model.tokenizer.vocab_size, "float32")
     batch = {key: gold.pop(key) for key in ("tokens", "segments", "lengths")}
     width = batch["tokens"].shape[-1]
     flat = {
@@ -166,7 +167,7 @@ def test_the_class_follows_from_the_parts():
     }
     for name, parts in expected.items():
         params = {part: {} for part in ["encoder", *parts.split()]}
-        assert hugging_face.architecture_of(params)[0] == name
+        assert hugging_face.architecture_of(NAMES, params)[0] == name
 
 
 # What is refused.

@@ -45,7 +45,7 @@ def test_hidden_states_are_those_of_every_layer(model):
     (states,) = model.hidden_states([LONG])
     t = model.tokenizer
     tokens = [t.cls_id, *ids(model, LONG), t.sep_id]
-    assert states.shape == (model.encoder.layers + 1, len(tokens), model.encoder.width)
+    assert states.shape == (model.backbone.layers + 1, len(tokens), model.backbone.width)
     assert states.dtype == np.float32
     expected = direct(model, tokens, [0] * len(tokens))
     assert_close(states, expected)
@@ -77,7 +77,7 @@ def test_results_do_not_depend_on_what_else_is_asked(model):
 def test_embeddings_of_texts(model):
     states = model.hidden_states(MIXED)
     mean, cls = model.embed(MIXED), model.embed(MIXED, pooling="cls")
-    assert mean.shape == cls.shape == (len(MIXED), model.encoder.width)
+    assert mean.shape == cls.shape == (len(MIXED), model.backbone.width)
     for row, one in enumerate(states):
         assert_close(mean[row], one[-1].mean(axis=0))
         assert_close(cls[row], one[-1, 0])
@@ -85,7 +85,7 @@ def test_embeddings_of_texts(model):
 
 def test_nothing_asked_nothing_answered(model):
     assert model.hidden_states([]) == []
-    assert model.embed([]).shape == (0, model.encoder.width)
+    assert model.embed([]).shape == (0, model.backbone.width)
 
 
 # Length.
@@ -100,7 +100,7 @@ def test_long_texts_are_cut_at_their_end(model, max_length):
 
 
 def test_by_default_texts_are_cut_where_the_model_ends(model):
-    assert model.hidden_states([LONGEST])[0].shape[1] == model.encoder.max_positions == 64
+    assert model.hidden_states([LONGEST])[0].shape[1] == model.backbone.max_positions == 64
 
 
 @pytest.mark.parametrize(

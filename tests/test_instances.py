@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference_instances as reference
-from reference_instances import CLS, FIRST, PAD, SEP, make, numbered, random_documents, rows
+from reference_instances import (
+    CLS,
+    FIRST,
+    PAD,
+    SEP,
+    TEMPLATE,
+    make,
+    numbered,
+    random_documents,
+    rows,
+)
 
 from bert_jax.common.errors import UserError
 from bert_jax.data.corpus import open_corpus
@@ -51,7 +61,7 @@ def test_agrees_with_the_reference_instance_by_instance(shape, short, half):
             batch = instances.batch(pass_ * n + np.arange(n))
             assert rows(batch, "tokens") == [x.tokens(CLS, SEP) for x in wanted]
             assert rows(batch, "segments") == [x.segments() for x in wanted]
-            assert batch["is_random_next"].tolist() == [x.is_random_next for x in wanted]
+            assert batch["pair_label"].tolist() == [x.is_random_next for x in wanted]
             assert batch["instance"].tolist() == [[pass_, i] for i in range(n)]
             padding = np.arange(seq_length) >= batch["lengths"][:, None]
             assert (batch["tokens"][padding] == PAD).all()
@@ -75,7 +85,7 @@ def test_half_of_the_pairs_are_random_by_the_papers_rule():
     for half in (False, True):
         instances = make(documents, 32, exact_half=half)
         batch = instances.batch(np.arange(instances.per_pass))
-        shares.append(batch["is_random_next"].mean())
+        shares.append(batch["pair_label"].mean())
     # The last sentences of the 40 documents have no next one.
     assert shares[0] > 0.9 and shares[1] == pytest.approx(0.515, abs=0.02)
 
@@ -116,7 +126,7 @@ def pass_statistics(instances, pass_, documents):
     n = min(count, instances.per_pass)
     batch = instances.batch(pass_ * instances.per_pass + np.arange(n))
     triples = []
-    for tokens, is_random in zip(rows(batch, "tokens"), batch["is_random_next"], strict=True):
+    for tokens, is_random in zip(rows(batch, "tokens"), batch["pair_label"], strict=True):
         middle = tokens.index(SEP)
         triples.append((tokens[1:middle], tokens[middle + 1 : -1], is_random))
     return statistics(triples, count, documents)
@@ -181,7 +191,7 @@ def test_real_books_are_read_at_the_right_places(books, pairs):
     ends = [0, *books.document_ends.tolist()]
     lengths = [books.sentence_lengths[a:b] for a, b in itertools.pairwise(ends)]
     places = make(numbered(lengths), 128, pairs=pairs)
-    real = Instances(books, 128, 5, CLS, SEP, PAD, pairs=pairs)
+    real = Instances(books, 128, 5, TEMPLATE, "pairs" if pairs else "blocks")
     text = np.concatenate(books.tokens(np.array(ends[:-1]), np.array(ends[1:])))
     slots = np.random.default_rng(0).integers(0, 3 * real.per_pass, 2000)
     batch, expected = real.batch(slots), places.batch(slots)
@@ -290,7 +300,7 @@ def test_blocks_cover_every_document_once_and_move_from_pass_to_pass(seq_length)
     first_lengths = []
     for pass_ in range(3):
         batch = instances.batch(pass_ * n + np.arange(n))
-        assert "is_random_next" not in batch
+        assert "pair_label" not in batch
         assert (batch["segments"] == 0).all()
         found = rows(batch, "tokens")
         assert all(row[0] == CLS and row[-1] == SEP and len(row) > 2 for row in found)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bert_jax.models import kernels, operations
-from bert_jax.models.encoder import Encoder, EncoderConfig
+from bert_jax.models.encoder import Encoder, EncoderBackbone
 from bert_jax.models.layers import apply
 from bert_jax.training import sharding
 
@@ -95,7 +95,7 @@ def test_the_encoder_with_them_is_the_one_without(interpreted, axes, changes):
     rows, length, width = 4, 128, 256
     shape = {"data": 1, "fsdp": 1, "tensor": 1} | axes
     mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
-    plain = EncoderConfig(
+    plain = EncoderBackbone(
         vocab_size=50, layers=3, width=width, heads=4, feed_forward=512, max_positions=length
     )
     tokens = jax.random.randint(jax.random.key(1), (rows, length), 0, 50)

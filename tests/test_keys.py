@@ -67,7 +67,7 @@ def pretraining_or_task(name: str):
         return OBJECTIVES[name], some_batch(name)
     causal = dataclasses.replace(TINY, causal=True)
     rows = np.arange(4, dtype=np.int32)
-    ids = {"instance": np.stack([rows, rows], 1), "is_random_next": rows % 2}
+    ids = {"instance": np.stack([rows, rows], 1), "pair_label": rows % 2}
     batch = some_text(TINY) | ids | {"weight": np.ones(4, np.float32)}
     return LeftToRight(causal, (2, 3)) if name == "ltr" else pretraining(TINY), batch
 

@@ -61,14 +61,18 @@ def test_a_sweep_goes_on_where_it_was_and_keeps_the_best(sweep, trained, tmp_pat
     monkeypatch.setattr(sweep.finetune, "finetune", counting)
     folder = tmp_path / "sweep"
     points = [{"learning_rate": 1e-3}, {"learning_rate": 1e-9}]
-    done = []
-    for point in points:
-        for seed in (0, 1):
-            done.append(sweep.run_one(config, point, seed, folder))
-            sweep._drop_checkpoints(done)
-    assert calls == [(1e-3, 0), (1e-3, 1), (1e-9, 0), (1e-9, 1)]
-    again = [sweep.run_one(config, point, seed, folder) for point in points for seed in (0, 1)]
-    assert again == done and len(calls) == 4
+    todo = [sweep.job_of(config, point, seed, folder) for point in points for seed in (0, 1)]
+    left = []
+
+    def after():
+        sweep._drop_checkpoints(todo)
+        left.append(len(list(folder.glob("*/*/checkpoints"))))
+
+    sweep.work(todo, after)
+    assert calls == [(1e-3, 0), (1e-3, 1), (1e-9, 0), (1e-9, 1)] and left == [1, 1, 1, 1]
+    done = [sweep.result_of(job) for job in todo]
+    sweep.work(todo)
+    assert len(calls) == 4
     kept = [
         result["workdir"] for result in done if (Path(result["workdir"]) / "checkpoints").exists()
     ]
@@ -85,10 +89,10 @@ def test_a_sweep_goes_on_where_it_was_and_keeps_the_best(sweep, trained, tmp_pat
         other[name] = value
         for point, seed in ((points[0], 0), (points[1], 1)):
             with pytest.raises(UserError, match=f"run with another config .{name} was .*, is x?"):
-                sweep.run_one(other, point, seed, folder)
+                sweep.job_of(other, point, seed, folder).check()
     assert len(calls) == 4
     config.log_every += 1
-    assert sweep.run_one(config, points[0], 0, folder) == done[0]
+    sweep.job_of(config, points[0], 0, folder).check()
 
 
 def test_a_sweep_that_does_not_train_is_refused(tmp_path):

@@ -11,9 +11,10 @@ from tiny_corpus import make_trainer, one_device, small_config
 
 from bert_jax import main
 from bert_jax.common.errors import UserError
+from bert_jax.families import bert, build_objective
 from bert_jax.inference.loading import Model
 from bert_jax.models.body import Body
-from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
+from bert_jax.models.encoder import Encoder, EncoderBackbone, attention_mask
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 from bert_jax.objectives.finetuning import Classify
@@ -21,10 +22,9 @@ from bert_jax.objectives.ltr import LeftToRight
 from bert_jax.reports.pretraining import write_report
 from bert_jax.training import loop
 from bert_jax.training.checkpoint import Checkpoints
-from bert_jax.training.settings import PRETRAIN
 from bert_jax.weights.opening import open_model
 
-CONFIG = EncoderConfig(
+CONFIG = EncoderBackbone(
     vocab_size=37, layers=2, width=16, heads=2, head_width=8, feed_forward=32, max_positions=12,
     causal=True,
 )  # fmt: skip
@@ -118,7 +118,7 @@ def run(corpus, tmp_path_factory):
     trainer, phases = make_trainer(config, corpus)
     schedule = loop.Schedule(12, 4, 12, 5, config.keep_checkpoints, config.keep_every)
     state, held_out = loop.run(trainer, phases, schedule, workdir)
-    batches = main.held_out_batches(config, corpus, 32, 16)
+    batches = main.held_out_batches(config, corpus, trainer.objective, 32, 16)
     write_report(workdir, corpus, trainer.objective, state["params"], 12, held_out, batches)
     return workdir, state["params"]
 
@@ -128,7 +128,7 @@ def test_a_run_on_contiguous_text_and_its_report(run, corpus):
     config = small_config("size=tiny,objective=ltr")
     assert not config.nsp and not config.pairs
     _, (phase,) = make_trainer(config, corpus)
-    assert "is_random_next" not in next(phase.batches(0, 1))
+    assert "pair_label" not in next(phase.batches(0, 1))
     report = json.loads((workdir / "report.json").read_text())
     assert report["held_out"].keys() == {"lm_loss", "lm_accuracy", "lm_perplexity"}
     # Of its 201 tokens, untrained.
@@ -158,9 +158,9 @@ def test_what_such_a_model_is_not_for_is_said(run, tmp_path):
     from bert_jax.weights import hugging_face
 
     model = open_model(run[0])
-    assert model.body("float32").encoder.causal
+    assert model.body("float32").backbone.pool == "last"
     with pytest.raises(UserError, match="left to right: it was not trained to fill masks"):
-        Model(model.body("float32").encoder, model.params, model.tokenizer).fill_mask("the [MASK]")
+        Model(model.body("float32").backbone, model.params, model.tokenizer).fill_mask("the [MASK]")
     with pytest.raises(UserError, match="looks both ways"):
         hugging_face.write(tmp_path / "hf", model)
 
@@ -177,13 +177,13 @@ def test_the_two_readings_of_no_nsp(corpus):
     """Pairs without the loss, or contiguous text; neither has parameters for NSP."""
     for changes, pairs in (({"nsp": False}, True), ({"nsp": False, "pairs": False}, False)):
         config = small_config(**changes)
-        PRETRAIN.check(config)
-        objective = main.build_objective(config, corpus.tokenizer)
+        bert.FAMILY.settings.check(config)
+        objective = build_objective(config, corpus.tokenizer.vocabulary)
         (phase,) = main.build_phases(config, corpus, objective, one_device())
         batch = next(phase.batches(0, 1))
-        assert ("is_random_next" in batch) == bool(np.any(batch["segments"])) == pairs
+        assert ("pair_label" in batch) == bool(np.any(batch["segments"])) == pairs
         params = nn.unbox(jax.eval_shape(objective.init, KEY, batch))
         assert params.keys() == {"encoder", "mlm_head"}
     for changes in ({"pairs": False}, {"model__causal": True}):
         with pytest.raises(UserError, match=r"nsp=true needs pairs=true and model.causal=false"):
-            PRETRAIN.check(small_config(**changes))
+            bert.FAMILY.settings.check(small_config(**changes))

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import pytest
 
 from bert_jax.common.errors import UserError
-from bert_jax.objectives.base import Mean
+from bert_jax.objectives.base import Mean, prediction_rows
 from bert_jax.training import events as events_lib
 from bert_jax.training import metrics
+
+METRICS = prediction_rows("mlm", "MLM", "unigram", perplexity=True)
 
 
 def mean(total: float, count: float) -> Mean:
@@ -31,7 +33,8 @@ def test_a_mean_of_nothing_is_zero():
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss():
-    values = metrics.values({"mlm_loss": mean(6, 3), "nsp_loss": mean(1, 1), "loss": mean(3, 1)})
+    means = {"mlm_loss": mean(6, 3), "nsp_loss": mean(1, 1), "loss": mean(3, 1)}
+    values = metrics.values(means, METRICS)
     assert values["mlm_perplexity"] == pytest.approx(math.exp(2))
     assert values.keys() == {"mlm_loss", "mlm_perplexity", "nsp_loss", "loss"}
 
@@ -133,7 +136,7 @@ def test_what_is_no_number_is_null_in_the_file_and_nan_when_it_is_read(tmp_path)
 
 
 def test_the_perplexity_of_a_run_that_diverged_is_a_number():
-    assert 1e300 < metrics.values({"mlm_loss": mean(1e6, 1)})["mlm_perplexity"] < math.inf
+    assert 1e300 < metrics.values({"mlm_loss": mean(1e6, 1)}, METRICS)["mlm_perplexity"] < math.inf
 
 
 @pytest.mark.parametrize(

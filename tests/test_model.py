@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from tiny_model import TINY, boxed_shapes, encode, pretraining, random_params, some_batch
 
+from bert_jax.families.bert import SIZES
 from bert_jax.models import layers
+from bert_jax.models.backbone import Inputs
 from bert_jax.models.encoder import (
     Encoder,
-    EncoderConfig,
+    EncoderBackbone,
     attention_mask,
-    model_flops,
     padding_mask,
 )
 from bert_jax.models.heads import Pooler
-from bert_jax.training.config import SIZES
 
 ACTIVATION = {"bert_erf": "gelu", "bert_tanh": "gelu_tanh"}
 
@@ -39,11 +39,11 @@ def difference(one, other) -> float:
 def test_forward_equals_transformers(golden, name):
     gold = golden(name)
     sizes = {key: int(value) for key, value in gold["config"].items()}
-    config = EncoderConfig(**sizes, activation=ACTIVATION[name])
+    config = EncoderBackbone(**sizes, activation=ACTIVATION[name])
     params, batch = jax.tree.map(jnp.asarray, (gold["params"], gold["batch"]))
     hidden = encode(config, params, batch, every_layer=True)
     pooled = Pooler(config).apply({"params": params["pooler"]}, hidden[-1])
-    mlm, nsp = pretraining(config).logits(params, batch["tokens"], batch, batch["positions"])
+    mlm, nsp = pretraining(config).logits(params, Inputs.of(batch), batch["positions"])
     ours = {"hidden": hidden, "pooled": pooled, "mlm_logits": mlm, "nsp_logits": nsp}
     differences = {key: difference(value, gold[key]) for key, value in ours.items()}
     print(name, differences)
@@ -98,7 +98,7 @@ def test_heads_need_not_fill_the_width(heads, head_width):
 
 
 def test_table_6_with_three_heads_of_256():
-    config = EncoderConfig(30522, layers=6, width=768, heads=3, head_width=256)
+    config = EncoderBackbone(30522, layers=6, width=768, heads=3, head_width=256)
     twelve = dataclasses.replace(config, heads=12, head_width=64)
     shapes = nn.unbox(boxed_shapes(config))
     attention = shapes["encoder"]["layer_5"]["attention"]
@@ -142,8 +142,11 @@ def test_parameter_tree():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_parameter_counts_equal_transformers(golden, size):
-    number, width, heads = SIZES[size]
-    config = EncoderConfig(30522, number, width, heads, width // heads, 4 * width)
+    number, width, heads = SIZES[size].values()
+    config = EncoderBackbone(
+        30522, layers=number, width=width, heads=heads, head_width=width // heads,
+        feed_forward=4 * width,
+    )  # fmt: skip
     count = sum(leaf.size for leaf in jax.tree.leaves(boxed_shapes(config)))
     assert count == int(golden("bert_counts")[size])
     if size in ("base", "large"):  # with both heads, the tied table counted once
@@ -330,7 +333,7 @@ def test_bfloat16_computes_near_float32_from_the_same_float32_parameters():
     # bfloat16 keeps 8 bits: a relative step of 2⁻⁸ a rounding, a few roundings a layer.
     assert np.sqrt((error**2).mean()) < 3 * 2**-8 * np.asarray(exact).std()
     positions = jnp.zeros((4, 2), jnp.int32)
-    for logits in pretraining(low).logits(params, batch["tokens"], batch, positions):
+    for logits in pretraining(low).logits(params, Inputs.of(batch), positions):
         assert logits.dtype == jnp.float32
 
 
@@ -344,9 +347,9 @@ def test_model_flops_count_every_matrix_product():
     batch, size, predicted = 4, 16, 3
     attention = 2 * size * TINY.heads * TINY.head_width  # of a query
     everywhere = kernels * size + TINY.layers * size * attention
-    assert model_flops(TINY, batch, size, 0) == 6 * batch * everywhere
+    assert TINY.flops(batch, size) == 6 * batch * everywhere
     # Of the last layer, queries and what follows them at the predicted positions only.
     last = kernels / TINY.layers - 2 * 32 * TINY.heads * TINY.head_width + attention
     head = predicted * (32 * 32 + 32 * 97)
     expected = 6 * batch * (everywhere - (size - predicted) * last + head)
-    assert model_flops(TINY, batch, size, predicted) == expected
+    assert TINY.flops(batch, size, predicted) == expected

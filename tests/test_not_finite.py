@@ -25,6 +25,8 @@ class Explosive:
     loss_of: tuple[tuple[int, int], ...] = ()
     gradient_of: tuple[tuple[int, int], ...] = ()
 
+    metrics = ()
+
     def init(self, key, batch):
         return {"weight": jnp.float32(1)}
 
@@ -36,8 +38,8 @@ class Explosive:
         weight = params["weight"]
         # At 0 the square root is finite, and its slope is not.
         steep = jnp.sqrt(jnp.where(meets(self.gradient_of), weight - weight, 1.0))
-        huge = jnp.where(meets(self.loss_of), jnp.inf, 1.0)
-        return Mean(weight * huge + steep, jnp.float32(1)), {}
+        huge = jnp.where(meets(self.loss_of), jnp.inf, 0.0)  # of which there is no gradient
+        return Mean(weight + huge + steep, jnp.float32(1)), {}
 
 
 def run(corpus, workdir, bad: str, steps: tuple[int, ...], **schedule):

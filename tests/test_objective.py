@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.backbone import Inputs
+from bert_jax.models.encoder import EncoderBackbone
 from bert_jax.objectives.base import Mean, cross_entropy, weighted_mean
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
 
-CONFIG = EncoderConfig(
+CONFIG = EncoderBackbone(
     vocab_size=61, layers=1, width=16, heads=2, head_width=8, feed_forward=32, max_positions=16
 )
 OBJECTIVE = MaskedLM(CONFIG, Masking(CONFIG.vocab_size, mask_id=4, never=(2, 3)))
@@ -35,7 +36,7 @@ def some_batch(rows: int = 8, size: int = 16, seed: int = 0):
         "segments": (place > 3) & (place <= last),
         "lengths": lengths,
         "instance": np.stack([np.full(rows, 5), np.arange(rows)], 1),
-        "is_random_next": np.arange(rows) % 3 == 0,
+        "pair_label": np.arange(rows) % 3 == 0,
     }
     batch = {name: jnp.asarray(value, jnp.int32) for name, value in batch.items()}
     return batch | {"weight": jnp.ones(rows)}
@@ -97,10 +98,11 @@ class Given(MaskedLM):
 def test_losses_and_gradients_equal_transformers(golden, name, activation):
     gold = golden(name)
     sizes = {key: int(value) for key, value in gold["config"].items()}
-    config = EncoderConfig(**sizes, activation=activation)
+    config = EncoderBackbone(**sizes, activation=activation)
     objective = Given(config, Masking(config.vocab_size, 4, (2, 3)))
     params, batch = jax.tree.map(jnp.asarray, (gold["params"], gold["batch"]))
     batch["weight"] = jnp.ones(len(batch["lengths"]))
+    batch["pair_label"] = batch.pop("is_random_next")
     grads, (loss, metrics) = differentiated(objective, train=False)(params, batch, KEY)
     differences = {
         key: abs(float(metrics[key].value()) - float(gold[key])) for key in ("mlm_loss", "nsp_loss")
@@ -128,7 +130,9 @@ def test_loss_is_mean_mlm_plus_mean_nsp_by_hand(params, evaluate):
     batch = some_batch()
     loss, metrics = evaluate(params, batch)
     seen = jax.jit(lambda batch: OBJECTIVE.corrupted(batch, train=False))(batch)
-    mlm, nsp = jax.jit(OBJECTIVE.logits)(params, seen["tokens"], batch, seen["positions"])
+    mlm, nsp = jax.jit(OBJECTIVE.logits)(
+        params, Inputs.of(batch | {"tokens": seen["tokens"]}), seen["positions"]
+    )
     mlm, nsp = np.asarray(mlm, np.float64), np.asarray(nsp, np.float64)
 
     def surprise(logits, label):
@@ -140,7 +144,7 @@ def test_loss_is_mean_mlm_plus_mean_nsp_by_hand(params, evaluate):
         assert label == int(batch["tokens"][row, seen["positions"][row, slot]])
         tokens.append(surprise(mlm[row, slot], label))
         hits.append(mlm[row, slot].argmax() == label)
-    labels = np.asarray(batch["is_random_next"])  # 1, the second class: a random next segment
+    labels = np.asarray(batch["pair_label"])  # 1, the second class: a random next segment
     pairs = [surprise(logits, label) for logits, label in zip(nsp, labels, strict=True)]
     assert 8 < len(tokens) < 16  # rows of unequal counts
     expected = {
@@ -234,7 +238,7 @@ def test_eight_devices_agree_with_one(mesh, params, training):
 
 def test_without_nsp_there_is_neither_pooler_nor_nsp_head(params):
     objective = dataclasses.replace(OBJECTIVE, nsp=False)
-    batch = {k: v for k, v in some_batch().items() if k != "is_random_next"}
+    batch = {k: v for k, v in some_batch().items() if k != "pair_label"}
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
     assert set(shapes) == {"encoder", "mlm_head"}
     params = {name: params[name] for name in shapes}

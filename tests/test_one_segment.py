@@ -36,7 +36,7 @@ def one():
 
 
 def states(model):
-    encoder = model.body("float32").encoder
+    encoder = model.body("float32").backbone
     return Model(encoder, model.params, model.tokenizer).hidden_states(PAIRS)
 
 
@@ -46,7 +46,7 @@ def test_both_texts_are_of_the_one_segment_and_this_is_said_once(one, capsys):
     assert (
         capsys.readouterr().err.count("the model has one segment type: both texts of a pair") == 1
     )
-    model = Model(one.body("float32").encoder, one.params, one.tokenizer)
+    model = Model(one.body("float32").backbone, one.params, one.tokenizer)
     model.embed(["she sat"])
     assert "segment" not in capsys.readouterr().err
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_fine_tuning_on_pairs_says_so(family, tmp_path, capsys):
         tmp_path / "start", f"task=custom,family={family}", **changes | {"data": str(tmp_path)}
     )
     inputs = finetune.read_inputs(config)
-    assert inputs.encoder.segment_types == 1
+    assert inputs.backbone.segment_types == 1
     assert (
         capsys.readouterr().err.count("has one segment type: both texts of a pair are in it") == 1
     )

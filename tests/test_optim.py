@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from bert_jax.common.errors import UserError
-from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.encoder import EncoderBackbone
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.training import optim
@@ -36,7 +36,7 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def params():
     """The real parameter tree, with values everywhere (fresh biases are all zero)."""
-    config = EncoderConfig(23, 2, 8, 2, 4, 12, max_positions=10)
+    config = EncoderBackbone(23, 2, 8, 2, 4, 12, max_positions=10)
     objective = MaskedLM(config, Masking(23, 4, (2, 3)))
     batch = {"tokens": jnp.zeros((1, 6), jnp.int32), "segments": jnp.zeros((1, 6), jnp.int32)}
     tree = nn.meta.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), batch)))

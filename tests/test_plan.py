@@ -9,6 +9,7 @@ from tpu_compiler import needs_compiler
 
 from bert_jax import main, plan
 from bert_jax.common.errors import UserError
+from bert_jax.families import build_objective
 from bert_jax.planning import tpu
 from bert_jax.planning.program import Collective, Kernel, Program
 from bert_jax.planning.text import plan_text, search_text
@@ -115,10 +116,10 @@ def test_hours_are_those_of_the_whole_schedule(monkeypatch):
 @pytest.mark.parametrize("pairs", [True, False])
 def test_the_abstract_batch_is_that_of_the_loader(corpus, pairs):
     config, mesh = tiny_config(nsp=pairs, pairs=pairs), one_device()
-    objective = main.build_objective(config, corpus.tokenizer)
+    objective = build_objective(config, corpus.tokenizer.vocabulary)
     (phase,) = main.build_phases(config, corpus, objective, mesh)
     real = next(phase.batches(0, 1))
-    shapes = plan.abstract_batch(mesh, 32, 16, pairs)
+    shapes = plan.abstract_batch(mesh, objective.layout, 32, 16)
     assert {n: (x.shape, x.dtype) for n, x in real.items()} == {
         n: (x.shape, x.dtype) for n, x in shapes.items()
     }
@@ -127,7 +128,7 @@ def test_the_abstract_batch_is_that_of_the_loader(corpus, pairs):
 def test_state_and_gradients_of_a_step(monkeypatch):
     monkeypatch.setitem(metrics.PEAK_FLOPS, "cpu", 1e12)
     config = tiny_config(**{"dtype": "float32", "model.layers": 1})
-    objective = main.build_objective(config, plan.stand_in_tokenizer(100))
+    objective = build_objective(config, plan.stand_in(100))
     target = tpu.Slice("cpu", 1, tpu.CHIPS["v5e"], jax.devices()[:8])
     result = plan.plan(config, objective, target)
     (phase,) = result["phases"]
@@ -151,7 +152,7 @@ def test_state_and_gradients_of_a_step(monkeypatch):
 
 def test_a_batch_of_the_short_phase_that_cannot_be_shared_out_is_told():
     config = tiny_config(**{"short_phase.share": 0.5, "short_phase.batch_size": 20})
-    objective = main.build_objective(config, plan.stand_in_tokenizer(100))
+    objective = build_objective(config, plan.stand_in(100))
     target = tpu.Slice("cpu", 1, tpu.CHIPS["v5e"], jax.devices()[:8])
     with pytest.raises(UserError, match=r"batch_size=20 must divide by .* the 8 devices"):
         plan.plan(config, objective, target)
@@ -160,7 +161,7 @@ def test_a_batch_of_the_short_phase_that_cannot_be_shared_out_is_told():
 def test_a_program_that_does_not_fit_is_a_result(monkeypatch):
     monkeypatch.setattr(plan, "_compile", lambda lowered: (20 * GIB, 16 * GIB))
     config = tiny_config(**{"model.layers": 1})
-    objective = main.build_objective(config, plan.stand_in_tokenizer(100))
+    objective = build_objective(config, plan.stand_in(100))
     target = tpu.Slice("cpu", 1, tpu.CHIPS["v5e"], jax.devices()[:8])
     result = plan.plan(config, objective, target)
     assert not result["fits"] and "hours" not in result
@@ -174,7 +175,7 @@ def test_a_program_that_does_not_fit_is_a_result(monkeypatch):
 @needs_compiler
 def test_a_real_compilation_for_a_slice():
     config = tiny_config(**{"model.scan_layers": True, "model.layers": 3})
-    objective = main.build_objective(config, plan.stand_in_tokenizer(100))
+    objective = build_objective(config, plan.stand_in(100))
     target = tpu.open_slice("v5e:2x2")
     result = plan.plan(config, objective, target)
     (phase,) = result["phases"]
@@ -196,12 +197,12 @@ def test_a_real_compilation_for_a_slice():
 def test_search_says_what_to_do(monkeypatch, batch_size, cheapest, advice):
     config = pretrain.get_config("size=tiny,seq=512,phases=true")
     config.batch_size = batch_size
-    objective = main.build_objective(config, plan.stand_in_tokenizer(100))
+    objective = build_objective(config, plan.stand_in(100))
     limits = {False: 20, True: 70}  # rows of a device
 
     def compile_step(config, objective, target, seq_length, batch_size):
         assert (seq_length, config.accumulation) == (512, 1)  # the longest needs the most memory
-        rows, limit = batch_size // 8, limits[objective.encoder.remat]
+        rows, limit = batch_size // 8, limits[objective.backbone.remat]
         memory = {"parameters": 1, "optimizer": 2, "needed": 3 + rows, "available": 3 + limit}
         memory["free"] = limit - rows
         return {"rows": rows, "fits": rows <= limit, "memory": memory}

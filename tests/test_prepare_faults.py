@@ -11,7 +11,7 @@ import sys
 import pytest
 from random_text import digests, random_text, sentences, text_config
 
-from bert_jax.common import entry, errors
+from bert_jax.common import entry
 from bert_jax.common.errors import UserError
 from bert_jax.common.flag_parsing import parse_flags
 from bert_jax.data.tokenizer import load_tokenizer
@@ -232,7 +232,7 @@ def test_what_a_terminal_cannot_show_ends_no_run(monkeypatch):
     told = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(told, "ascii"))
     monkeypatch.setattr(sys, "argv", ["x"])
-    monkeypatch.setattr(errors.app, "run", lambda main, **_: main(["x"]))
+    monkeypatch.setattr(entry.app, "run", lambda main, **_: main(["x"]))
     entry.run(lambda: print("한 · \udcff"))
     sys.stdout.flush()
     assert told.getvalue() == rb"\ud55c \xb7 \udcff" + b"\n"

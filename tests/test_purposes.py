@@ -9,6 +9,7 @@ import tiny_corpus
 from bert_jax import main
 from bert_jax.common import keys, run_format
 from bert_jax.common.keys import Purpose, root
+from bert_jax.families import build_objective
 from bert_jax.objectives.corruption import corrupt, instance_keys
 from bert_jax.training.trainer import build_trainer
 
@@ -61,7 +62,7 @@ def test_the_first_format_draws_as_it_did():
 def test_a_run_draws_by_its_format(corpus, format):
     """The trainer and the objective take their keys from the roots of the run's format."""
     config = tiny_corpus.small_config()
-    objective = main.build_objective(config, corpus.tokenizer, format)
+    objective = build_objective(config, corpus.tokenizer.vocabulary, format)
     mesh = tiny_corpus.one_device()
     (phase,) = main.build_phases(config, corpus, objective, mesh)
     batch = next(phase.batches(0, 1))
@@ -86,7 +87,7 @@ def test_a_run_draws_by_its_format(corpus, format):
 
 def test_held_out_text_is_masked_alike_in_all_formats(corpus):
     config = tiny_corpus.small_config(seed=5)
-    made = [main.build_objective(config, corpus.tokenizer, format) for format in (1, 2)]
+    made = [build_objective(config, corpus.tokenizer.vocabulary, format) for format in (1, 2)]
     (phase,) = main.build_phases(config, corpus, made[0], tiny_corpus.one_device())
     batch = phase.evaluation()[0]
     one, other = (objective.corrupted(batch, train=False)["tokens"] for objective in made)

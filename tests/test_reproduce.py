@@ -15,7 +15,7 @@ from tiny_corpus import one_device, overrides
 
 from bert_jax import reproduce
 from bert_jax.common.errors import UserError
-from bert_jax.experiments import disk
+from bert_jax.experiments import disk, jobs
 from bert_jax.experiments.paper import (
     BASE,
     SIZES,
@@ -28,11 +28,10 @@ from bert_jax.experiments.paper import (
     size_name,
 )
 from bert_jax.experiments.table_report import Cell, Result, as_markdown, compare, summarise
+from bert_jax.families import bert, encoder
 from bert_jax.planning import tpu
 from bert_jax.tasks import get_task
 from bert_jax.training import sharding
-from bert_jax.training.config import encoder_config
-from bert_jax.training.settings import PRETRAIN
 from configs import pretrain
 from configs import reproduce as config_file
 
@@ -109,8 +108,8 @@ def test_every_table_at_every_scale_is_of_valid_runs(table, scale):
     names = {column.name for task in config.finetuning for column in columns(table, task, True)}
     for row in rows:
         one = reproduce.pretraining_config(config, row.pretraining)
-        PRETRAIN.check(one)
-        encoder_config(one.model.to_dict(), 100, "float32")
+        bert.FAMILY.settings.check(one)
+        encoder.backbone(one.model.to_dict(), 100, "float32")
         kept = reproduce.kept_steps(one, row.pretraining, scale)
         assert one.keep_every * 10 in (0, one.steps)
         assert {round(row.share * one.steps), one.steps} <= {*kept, one.steps}
@@ -292,19 +291,19 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
             result.parent.mkdir(parents=True)
             result.touch()
 
-        return reproduce.Job(tmp_path / name, result, run, needs)
+        return jobs.Job(tmp_path / name, result, run, needs)
 
     first, second = job("first"), job("second")
     third = job("third", needs=first.result)
-    with reproduce.claimed(tmp_path / "first.lock") as mine:
+    with jobs.claimed(tmp_path / "first.lock") as mine:
         assert mine
 
         def the_other_finishes(seconds):
             assert ran == ["second"]  # the third waits for the first
             first.run()
 
-        monkeypatch.setattr(reproduce.time, "sleep", the_other_finishes)
-        reproduce.work([first, second, third])
+        monkeypatch.setattr(jobs.time, "sleep", the_other_finishes)
+        jobs.work([first, second, third])
     assert ran == ["second", "first", "third"]
 
 
@@ -574,7 +573,7 @@ def test_planning_adds_up_the_pretrainings(monkeypatch, capsys):
     compiled = []
 
     def fake(config, objective, target):
-        compiled.append((config.nsp, config.pairs, objective.name))
+        compiled.append((config.nsp, config.pairs, objective.metrics[0].name))
         return {"fits": True, "chip_hours": 1000.0}
 
     monkeypatch.setattr(reproduce.plan, "plan", fake)
@@ -583,6 +582,7 @@ def test_planning_adds_up_the_pretrainings(monkeypatch, capsys):
     target = tpu.Slice("v5e:16x16", 1, tpu.CHIPS["v5e"], ())
     reproduce.plan_pretrainings(config, target)
     assert compiled == [
-        (True, True, "mlm"), (False, False, "mlm"), (False, True, "mlm"), (False, False, "lm"),
+        (True, True, "mlm_loss"), (False, False, "mlm_loss"), (False, True, "mlm_loss"),
+        (False, False, "lm_loss"),
     ]  # fmt: skip
     assert "all: ~4,000 chip-hours of v5e:16x16" in capsys.readouterr().out

@@ -16,6 +16,7 @@ FLOORS = (
     {"experiments", "planning", "reports", "preparing"},
     {"inference"},
     {"weights"},
+    {"families"},
     {"tasks"},
     {"training"},
     {"objectives"},

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from bert_jax.common import run_format
 from bert_jax.common.errors import UserError
-from bert_jax.training.config import encoder_config
+from bert_jax.families import encoder
 from bert_jax.training.workdir import check_same
 from configs import finetune, pretrain
 
@@ -69,7 +69,7 @@ def test_a_format_that_cannot_be_is_told(tmp_path, number):
 def test_the_fields_of_a_model_are_told_by_name():
     model = plain()["model"]
     with pytest.raises(UserError, match=r"newer bert_jax than .* its setting model.experts"):
-        encoder_config(model | {"experts": 4}, 100, "float32")
+        encoder.backbone(model | {"experts": 4}, 100, "float32")
     del model["head_width"]
     with pytest.raises(UserError, match="the model section of the config lacks head_width"):
-        encoder_config(model, 100, "float32")
+        encoder.backbone(model, 100, "float32")

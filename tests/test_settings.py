@@ -14,12 +14,11 @@ from tiny_tasks import make_config, write_classification
 from bert_jax import finetune, main, reproduce
 from bert_jax.common.errors import UserError
 from bert_jax.common.fields import flat
+from bert_jax.families import bert, build_objective, encoder
 from bert_jax.preparing.settings import PREPARE
 from bert_jax.preparing.sources import find_files
 from bert_jax.tasks import get_task
 from bert_jax.training import optim, sharding
-from bert_jax.training.config import encoder_config
-from bert_jax.training.settings import PRETRAIN
 from bert_jax.weights import opening, store
 from configs import finetune as finetune_file
 from configs import prepare as prepare_file
@@ -46,7 +45,7 @@ def test_every_field_has_a_row_and_every_row_a_field(name):
     [
         *(
             pretrain_file.get_config(f"preset={preset},objective={objective},phases={phases},seq=512")
-            for preset in pretrain_file.PRESETS
+            for preset in bert.PRESETS
             for objective in ("mlm", "ltr")
             for phases in ("true", "false")
         ),
@@ -100,21 +99,21 @@ def checks(corpus, corpus_path, tmp_path_factory):
     (folder / "folder").mkdir()
     (folder / "a.txt").write_text("a b\n\nc d\n")
     small = small_config().model.to_dict()
-    encoder = encoder_config(small, corpus.tokenizer.vocab_size, "float32")
-    model = store.Pretrained(small, random_params(encoder), corpus.tokenizer)
+    network = encoder.backbone(small, corpus.tokenizer.vocab_size, "float32")
+    model = store.Pretrained(small, random_params(network), corpus.tokenizer)
     real = opening.open_model
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
     patch.setattr(opening, "open_model", lambda path: model if path == "MODEL" else real(path))
 
     def pretraining(config, chosen):
-        PRETRAIN.check(config, chosen)
-        objective = main.build_objective(config, corpus.tokenizer)
+        bert.FAMILY.settings.check(config, chosen)
+        objective = build_objective(config, corpus.tokenizer.vocabulary)
         mesh = sharding.make_mesh(config.mesh)
         main.build_phases(config, corpus, objective, mesh)
         main.build_schedule(config, objective)
         optim.optimizer(config.optimizer, optim.schedule(config, config.steps))
-        PRETRAIN.never_reached(config, config.steps, chosen)
+        bert.FAMILY.settings.never_reached(config, config.steps, chosen)
 
     def preparing(config, chosen):
         PREPARE.check(config, chosen)
@@ -265,9 +264,9 @@ def test_a_field_that_acts_in_one_row_of_a_table_is_not_refused():
 def test_what_a_run_never_comes_to_is_told(changes, said):
     config = pretrain_file.get_config("size=tiny")
     config.update_from_flattened_dict(changes)
-    lines = PRETRAIN.never_reached(config, 20, changes)
+    lines = bert.FAMILY.settings.never_reached(config, 20, changes)
     assert len(lines) == bool(said) and (not said or said in lines[0])
-    assert PRETRAIN.never_reached(config, 20, ["steps"]) == []  # not set by the user, so not told
+    assert bert.FAMILY.settings.never_reached(config, 20, ["steps"]) == []  # not set by the user
 
 
 @pytest.mark.parametrize("how", ["same", "link", "folder", "copy"])

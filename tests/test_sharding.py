@@ -113,7 +113,7 @@ def test_a_mixed_mesh_moves_no_logits(corpus):
     trainer, collectives = compiled(corpus, 2, 2, 2)
     print(f"\n2 x 2 x 2: {by_kind(collectives)}")
     slots = trainer.objective.masking.slots(LENGTH)
-    logits = 4 * (ROWS // 4) * slots * trainer.objective.encoder.vocab_size  # of a device's rows
+    logits = 4 * (ROWS // 4) * slots * trainer.objective.backbone.vocab_size  # of a device's rows
     gathered = [c.bytes for c in collectives if c.kind in ("all-gather", "all-to-all")]
     assert max(gathered) < min(logits, ACTIVATION // 4)
 
@@ -209,7 +209,7 @@ def test_accumulation_crosses_the_network_once_a_step(corpus, shape):
     moved = {}
     for pieces in (1, 2, 4):
         trainer, collectives = compiled(corpus, *shape, accumulation=pieces)
-        assert trainer.objective.encoder.hidden_dropout == 0.1
+        assert trainer.objective.backbone.hidden_dropout == 0.1
         over_rows = [one for one in collectives if one.devices == math.prod(shape[:2])]
         moved[pieces] = by_kind(over_rows)
         assert all(one.times == 1 for one in over_rows if one.bytes > 100), collectives

@@ -17,6 +17,7 @@ from bert_jax.data import layouts
 from bert_jax.data.draws import Purpose, below, random_bits, uniform
 from bert_jax.data.loader import train_batches
 from bert_jax.data.shared import SharedArrays
+from bert_jax.families import build_objective
 
 DOCUMENTS = random_documents(np.random.default_rng(0), 20, 60, 12)
 
@@ -145,7 +146,7 @@ def test_no_input_is_started_for_shapes(corpus_path, tmp_path, monkeypatch):
 
 def test_the_held_out_set_is_planned_once_a_run(corpus, monkeypatch):
     config = tiny_corpus.small_config(eval_instances=8)
-    objective = main.build_objective(config, corpus.tokenizer)
+    objective = build_objective(config, corpus.tokenizer.vocabulary)
     planned = []
     real = instances_module.Instances._planned
     monkeypatch.setattr(
@@ -156,7 +157,7 @@ def test_the_held_out_set_is_planned_once_a_run(corpus, monkeypatch):
     (phase,) = main.build_phases(config, corpus, objective, tiny_corpus.one_device())
     for _ in range(3):
         list(phase.evaluation())
-    main.held_out_batches(config, corpus, phase.seq_length, phase.batch_size)
+    main.held_out_batches(config, corpus, objective, phase.seq_length, phase.batch_size)
     assert planned == ["held_out"]
 
 

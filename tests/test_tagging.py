@@ -14,7 +14,7 @@ from bert_jax.common.errors import UserError
 from bert_jax.data.buckets import collate, ladder
 from bert_jax.data.tokenizer import load_tokenizer, wordpiece_tokenizer
 from bert_jax.models.body import Body
-from bert_jax.models.encoder import EncoderConfig
+from bert_jax.models.encoder import EncoderBackbone
 from bert_jax.tasks import conll, tagging_windows
 from bert_jax.tasks.base import Source
 from bert_jax.tasks.tagging import Sentence, Tagging
@@ -373,7 +373,7 @@ def test_tfds_columns(monkeypatch):
 
 
 def test_a_batch_goes_through_the_objective():
-    encoder = EncoderConfig(
+    encoder = EncoderBackbone(
         vocab_size=ENGLISH.vocab_size, layers=1, width=8, heads=2, feed_forward=8
     )
     features = TASK.featurise([PEOPLE, PEOPLE], ENGLISH, 32, train=True)

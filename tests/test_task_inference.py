@@ -13,6 +13,7 @@ import bert_jax
 from bert_jax import tasks
 from bert_jax.common.errors import UserError
 from bert_jax.data.buckets import collate, ladder
+from bert_jax.families import encoder
 from bert_jax.inference.loading import Model
 from bert_jax.models.body import Body
 from bert_jax.models.encoder import Encoder
@@ -21,7 +22,6 @@ from bert_jax.tasks.choice import Choice
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.squad import Answering
 from bert_jax.tasks.tagging import Tagging
-from bert_jax.training.config import encoder_config
 from bert_jax.weights import hugging_face, opening, store
 
 NAMES = ("sea", "land", "sky")
@@ -38,8 +38,8 @@ TEXTS = ["the old ship", "", "the bee sees the root. " * 30, "song", "the captai
 def pretrained():
     """A random encoder with the tiny corpus's vocabulary."""
     model, tokenizer = tiny_corpus.small_config().model.to_dict(), tiny_corpus.tokenizer()
-    encoder = encoder_config(model, tokenizer.vocab_size, "float32")
-    shapes = jax.eval_shape(Encoder(encoder).init, jax.random.key(0), ROWS, ROWS, None)["params"]
+    network = encoder.backbone(model, tokenizer.vocab_size, "float32")
+    shapes = jax.eval_shape(Encoder(network).init, jax.random.key(0), ROWS, ROWS, None)["params"]
     return store.Pretrained(model, {"encoder": randomised(nn.unbox(shapes))}, tokenizer)
 
 
@@ -66,7 +66,7 @@ def fine_tuned(pretrained, tmp_path):
 
 
 def encoder_of(pretrained):
-    return encoder_config(pretrained.model, pretrained.tokenizer.vocab_size, "float32")
+    return encoder.backbone(pretrained.model, pretrained.tokenizer.vocab_size, "float32")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def direct(model, task, body, texts):
 def test_probabilities_are_the_softmax_of_the_head(fine_tuned, settings):
     """Also of frozen features, whose settings are those of the run."""
     model = fine_tuned(SINGLE, **settings)
-    logits = direct(model, SINGLE, Body(model.encoder, **settings), [[text] for text in TEXTS])
+    logits = direct(model, SINGLE, Body(model.backbone, **settings), [[text] for text in TEXTS])
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     for batch_size in (2, 32):
         labels = model.classify(TEXTS, batch_size=batch_size)
@@ -132,7 +132,7 @@ def test_numbers_in_the_unit_of_the_files(fine_tuned, pretrained, tmp_path):
     hugging_face.write(tmp_path / "hf", opening.open_model(tmp_path / "run"))
     elsewhere = bert_jax.load(tmp_path / "hf")
     assert elsewhere.task == dataclasses.replace(task, scales=())
-    found = direct(elsewhere, elsewhere.task, Body(elsewhere.encoder), [[text] for text in TEXTS])
+    found = direct(elsewhere, elsewhere.task, Body(elsewhere.backbone), [[text] for text in TEXTS])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(
         [label.label for label in elsewhere.classify(TEXTS)], numbers, rtol=1e-5, atol=1e-4
@@ -331,7 +331,7 @@ def test_choices_of_a_head(fine_tuned, pretrained):
     task = Choice("custom")
     example = tasks.choice.Question("0", "the ship", tuple(ending))
     features = task.featurise([example], model.tokenizer, 32, train=False)
-    predict = jax.jit(task.objective(Body(model.encoder)).predict)
+    predict = jax.jit(task.objective(Body(model.backbone)).predict)
     logits = predict(model.params, collate([features[0].arrays], 1, 0, ladder(32)))["logits"][0]
     expected = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(model.choose("the ship", ending).probabilities, expected, atol=1e-5)
@@ -356,7 +356,7 @@ def every(pretrained):
     for task in (SINGLE, Answering(), TAGGING, Choice("custom")):
         body = Body(encoder_of(pretrained))
         params = {**pretrained.params, "mlm_head": {}}
-        made[tasks.family(task)] = Model(body.encoder, params, pretrained.tokenizer)
+        made[tasks.family(task)] = Model(body.backbone, params, pretrained.tokenizer)
         made[tasks.family(task)].set_task(task, body, 32)
     return made
 

@@ -15,6 +15,7 @@ from tiny_corpus import make_schedule, make_trainer, one_device, small_config
 
 from bert_jax import main
 from bert_jax.common.errors import UserError
+from bert_jax.families import build_objective
 from bert_jax.training import loop, sharding
 from bert_jax.training.checkpoint import Checkpoints, load_params
 
@@ -299,7 +300,7 @@ def test_two_phases_change_the_shape_where_the_config_says(corpus):
     config = small_config(
         "size=tiny,phases=true", short_phase__seq_length=16, short_phase__share=0.75
     )
-    objective = main.build_objective(config, corpus.tokenizer)
+    objective = build_objective(config, corpus.tokenizer.vocabulary)
     phases = main.build_phases(config, corpus, objective, one_device())
     assert [(p.start, p.stop, p.seq_length) for p in phases] == [(0, 9, 16), (9, 12, 32)]
     shapes = [batch["tokens"].shape for p in phases for batch in p.batches(p.start, p.stop)]
@@ -311,7 +312,7 @@ def test_a_short_phase_may_have_larger_batches(corpus):
         "size=tiny,phases=true", steps=4, short_phase__seq_length=16, short_phase__share=0.5,
         short_phase__batch_size=24, short_phase__learning_rate=1e-2,
     )  # fmt: skip
-    objective = main.build_objective(config, corpus.tokenizer)
+    objective = build_objective(config, corpus.tokenizer.vocabulary)
     first, second = main.build_phases(config, corpus, objective, mesh_of(8, 1, 1))
     shapes = [b["tokens"].shape for p in (first, second) for b in p.batches(p.start, p.stop)]
     assert shapes == [(24, 16)] * 2 + [(16, 32)] * 2

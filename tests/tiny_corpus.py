@@ -21,6 +21,7 @@ from bert_jax import main
 from bert_jax.data.corpus import Corpus, open_corpus
 from bert_jax.data.instances import empty_batch
 from bert_jax.data.tokenizer import Tokenizer, wordpiece_tokenizer
+from bert_jax.families import build_objective
 from bert_jax.preparing.corpus_writer import UnitWriter, assemble
 from bert_jax.training import loop, optim, sharding
 from bert_jax.training.trainer import Trainer
@@ -182,7 +183,7 @@ def make_trainer(
     A trainer of a config is made, and so compiled, once a session, whatever the config's schedule.
     """
     mesh = mesh or one_device()
-    objective = main.build_objective(config, corpus.tokenizer)
+    objective = build_objective(config, corpus.tokenizer.vocabulary)
     phases = main.build_phases(config, corpus, objective, mesh)
     known = config.to_dict()
     for name in ("log_every", "eval_every", "eval_instances", "checkpoint_every",
@@ -194,7 +195,7 @@ def make_trainer(
             config.learning_rate, config.steps, max(config.warmup_steps, 0), "warmup"
         )
         optimizer = functools.partial(optim.optimizer, config.optimizer)
-        example = empty_batch(1, phases[0].seq_length, config.pairs)
+        example = empty_batch(objective.layout, 1, phases[0].seq_length)
         _TRAINERS[key] = Trainer(
             objective, optimizer, rate, mesh, example, config.seed, config.accumulation
         )

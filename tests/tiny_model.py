@@ -5,27 +5,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.models.encoder import Encoder, EncoderConfig, padding_mask
+from bert_jax.models.encoder import Encoder, EncoderBackbone, padding_mask
 from bert_jax.objectives.corruption import Masking
 from bert_jax.objectives.mlm import MaskedLM
 
-TINY = EncoderConfig(
+TINY = EncoderBackbone(
     vocab_size=97, layers=2, width=32, heads=4, head_width=8, feed_forward=64, max_positions=24
 )
 
 
-def pretraining(config: EncoderConfig) -> MaskedLM:
+def pretraining(config: EncoderBackbone) -> MaskedLM:
     return MaskedLM(config, Masking(config.vocab_size, mask_id=4, never=(2, 3)))
 
 
-def boxed_shapes(config: EncoderConfig):
+def boxed_shapes(config: EncoderBackbone):
     """What `init` would give, boxed with logical axes, without computing it."""
     row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    batch = {"tokens": row, "segments": row}
+    batch = {"tokens": row, "segments": row, "lengths": jax.ShapeDtypeStruct((1,), jnp.int32)}
     return jax.eval_shape(pretraining(config).init, jax.random.key(0), batch)
 
 
-def random_params(config: EncoderConfig, seed: int = 0, stddev: float = 0.2):
+def random_params(config: EncoderBackbone, seed: int = 0, stddev: float = 0.2):
     """Non-trivial values everywhere, biases and layer norms included."""
     rng = np.random.default_rng(seed)
 
@@ -36,7 +36,7 @@ def random_params(config: EncoderConfig, seed: int = 0, stddev: float = 0.2):
     return jax.tree_util.tree_map_with_path(one, nn.unbox(boxed_shapes(config)))
 
 
-def some_batch(config: EncoderConfig, rows: int = 4, size: int = 16, seed: int = 0):
+def some_batch(config: EncoderBackbone, rows: int = 4, size: int = 16, seed: int = 0):
     rng = np.random.default_rng(seed)
     lengths = np.array([size, *rng.integers(5, size, rows - 1)], np.int32)
     real = np.arange(size) < lengths[:, None]

@@ -11,11 +11,11 @@ from typing import Any
 
 from absl import flags
 
+from bert_jax.common import shipped
 from bert_jax.common.errors import UserError, did_you_mean, silence_closed
 from bert_jax.common.fields import flat
 from bert_jax.common.files import from_home
 
-ROOT = Path(__file__).resolve().parents[2]  # where configs/ is
 _HELP = {"--help", "--helpshort", "--helpfull", "--helpxml", "--h", "--?", "-h", "-?"}
 _KINDS = {"an integer": "a whole number", "a boolean value": "true or false"}
 
@@ -67,15 +67,17 @@ def _is_config(word: str) -> bool:
 
 
 def _config_word(word: str) -> str:
-    """`--config=FILE[:ARG]` with the file as it can be found from this folder.
+    """Returns `--config=FILE[:ARG]` with the file as it can be found from this folder.
 
+    `configs/NAME.py` is the shipped file where this folder has none of that name.
     Raises: UserError: there is no such file.
     """
     name, colon, arg = from_home(word.removeprefix("--config=")).partition(":")
-    if os.path.isfile(ROOT / name) and not os.path.exists(name):  # from any folder
-        name = str(ROOT / name)
+    ours = shipped.configs() / Path(name).name
+    if Path(name).parent == Path("configs") and ours.is_file() and not os.path.exists(name):
+        name = str(ours)
     if not name.endswith(".py") or not os.path.isfile(name):
-        known = [f"configs/{path.name}" for path in sorted((ROOT / "configs").glob("*.py"))]
+        known = [f"configs/{path.name}" for path in sorted(shipped.configs().glob("*.py"))]
         short = {path.removeprefix("configs/").removesuffix(".py"): path for path in known}
         close = difflib.get_close_matches(Path(name).stem, short, 1)
         guess = f'. Did you mean "{short[close[0]]}"?' if close else ""

@@ -166,7 +166,7 @@ class BertConfig(Struct):
 
     hidden_act: str | None = None
     architectures: list[str] | None = None
-    model_type: str = "bert"
+    model_type: str = ""
     position_embedding_type: str = "absolute"
     problem_type: str | None = None
     tokenizer_class: str | None = None

@@ -11,6 +11,7 @@ NumPy only: this code runs in loader threads and worker processes.
 
 import dataclasses
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ import numpy as np
 
 from bert_jax.common.errors import UserError
 from bert_jax.data.draws import Purpose, random_bits
-from bert_jax.data.layouts import Layout, SentencePairs, Spans, Text, TokenBlocks
+from bert_jax.data.layouts import EVERY_BATCH, LAYOUTS, Layout, Text
 from bert_jax.data.shared import SharedArrays
+from bert_jax.data.template import Template
 
 if TYPE_CHECKING:
     from bert_jax.data.corpus import Split
@@ -29,16 +31,13 @@ Batch = dict[str, np.ndarray]
 _CACHED_PASSES = 3  # prefetching threads work on both sides of a pass boundary
 
 
-def empty_batch(rows: int, seq_length: int, pairs: bool) -> Batch:
+def empty_batch(layout: str, rows: int, seq_length: int) -> Batch:
     """Makes zeros in the shapes and dtypes of `Instances.batch`, without a corpus."""
-    ids = (rows, seq_length)
-    batch: Batch = {name: np.zeros(ids, np.int32) for name in ("tokens", "segments")}
-    batch["lengths"] = np.zeros(rows, np.int32)
-    if pairs:
-        batch["is_random_next"] = np.zeros(rows, np.int32)
-    batch["instance"] = np.zeros((rows, 2), np.int32)
-    batch["weight"] = np.zeros(rows, np.float32)
-    return batch
+    fields = {**EVERY_BATCH, **LAYOUTS[layout].fields}
+    return {
+        name: np.zeros((rows, *(seq_length if n == "S" else int(n) for n in shape)), dtype)
+        for name, (shape, dtype) in fields.items()
+    }
 
 
 @dataclasses.dataclass
@@ -58,12 +57,10 @@ class Instances:
 
     Attributes:
       split: the tokenised text.
-      seq_length: S, [CLS] and [SEP] included.
+      seq_length: S, with the special tokens.
       seed: of everything here; any integer.
-      cls_id, sep_id, pad_id: ids of the special tokens.
-      pairs: sentence pairs with a label, or blocks of text.
-      short_seq_prob: share of the documents with a short target length (pairs only).
-      exact_half: half of the pairs are random (paper), not more (released code).
+      template: the special tokens.
+      layout: a name of LAYOUTS. options: what else it takes.
       dupe_factor: None: every pass is new; k: passes repeat after k, as the k copies of the
         released code's data do, and `instance` of their batches too, so masks repeat with them.
       shared: a folder for what is computed of the whole split, such as the order of a pass, which
@@ -76,30 +73,28 @@ class Instances:
     split: "Split"
     seq_length: int
     seed: int
-    cls_id: int
-    sep_id: int
-    pad_id: int
-    pairs: bool = True
-    short_seq_prob: float = 0.1
-    exact_half: bool = False
+    template: Template
+    layout: str = "pairs"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dupe_factor: int | None = None
     shared: Path | None = None
 
     def __post_init__(self) -> None:
         if not len(self.split.document_ends):
             raise UserError("this split of the corpus has no document: prepare it from more text")
-        if not 0 <= self.short_seq_prob <= 1:
-            raise UserError(f"short_seq_prob {self.short_seq_prob} is not between 0 and 1")
         if self.dupe_factor is not None and self.dupe_factor < 1:
             raise UserError(f"dupe_factor {self.dupe_factor} is not None or 1, 2, ...")
         self._shared = SharedArrays(self.shared)
         self._text = Text(self.split, self._shared)
-        self._layout: Layout = (
-            SentencePairs(
-                self._text, self.seq_length, self.seed, self.short_seq_prob, self.exact_half
+        kind = LAYOUTS[self.layout]
+        around = self.template.around(kind.texts)
+        if self.seq_length < kind.least + around:
+            raise UserError(
+                f"seq_length {self.seq_length} is too short for {self.layout}: "
+                f"{kind.least + around} at least"
             )
-            if self.pairs
-            else TokenBlocks(self._text, self.seq_length, self.seed, self._shared)
+        self._layout: Layout = kind(
+            self._text, self.seq_length - around, self.seed, self._shared, **self.options
         )
         self._lock = threading.Lock()
         self._per_pass: int | None = None
@@ -131,10 +126,9 @@ class Instances:
         """The instances of slots int64[B], each the same whatever the others.
 
         Returns (in the shapes of `empty_batch`):
-          tokens int32[B, S]: [CLS] A [SEP] B [SEP], or [CLS] block [SEP]; then pad_id.
-          segments int32[B, S]: 1 for B and its [SEP], else 0.
+          tokens, segments int32[B, S]: the texts as the template joins them, then padding.
           lengths int32[B]: tokens that are not padding.
-          is_random_next int32[B]: 1 where B is random; only with `pairs`.
+          pair_label int32[B]: that of a pair, where the layout makes pairs.
           instance int32[B, 2]: see `ids`.
           weight float32[B]: 1.
         """
@@ -146,31 +140,14 @@ class Instances:
             rows = pass_ == number
             chunk[rows] = order[index[rows] % len(order)]
         spans = self._layout.spans(pass_, chunk)
-        batch = self._assemble(spans)
-        if self.pairs:
-            batch["is_random_next"] = spans.is_random_next.astype(np.int32)
+        ids_read = np.concatenate(self._read(spans.starts.ravel(), spans.ends.ravel()))
+        lengths = spans.ends - spans.starts
+        batch = self.template.join_rows(lengths, ids_read, self.seq_length)
+        if spans.label is not None:
+            batch["pair_label"] = spans.label
         batch["instance"] = ids
         batch["weight"] = np.ones(len(ids), np.float32)
         return batch
-
-    def _assemble(self, spans: Spans) -> Batch:
-        """Reads the pieces and puts them between the special tokens."""
-        rows, pieces = spans.starts.shape
-        tokens = np.full((rows, self.seq_length), self.pad_id, np.int32)
-        segments = np.zeros_like(tokens)
-        is_text = np.zeros(tokens.shape, bool)
-        tokens[:, 0] = self.cls_id
-        position = np.arange(self.seq_length)
-        begin = np.ones((rows, 1), np.int64)
-        for piece in range(pieces):
-            sep = begin + (spans.ends - spans.starts)[:, piece : piece + 1]
-            is_text |= (position >= begin) & (position < sep)
-            segments += piece * ((position >= begin) & (position <= sep))
-            tokens[np.arange(rows), sep[:, 0]] = self.sep_id
-            begin = sep + 1
-        # Both sides go row by row, and through the pieces of a row in their order.
-        tokens[is_text] = np.concatenate(self._read(spans.starts.ravel(), spans.ends.ravel()))
-        return {"tokens": tokens, "segments": segments, "lengths": begin[:, 0].astype(np.int32)}
 
     def _read(self, starts: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
         """Tokens starts[k] .. ends[k] - 1 for every k, in one read of the split."""

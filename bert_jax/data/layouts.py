@@ -14,7 +14,8 @@ NumPy only, as `instances`.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -70,16 +71,32 @@ def _offsets(split: "Split") -> np.ndarray:
     return result
 
 
+# Of the fields of a batch: the shape of a row, in which "S" stands for the sequence, and the dtype.
+Fields = Mapping[str, tuple[tuple[str | int, ...], type]]
+
+EVERY_BATCH: Fields = {
+    "tokens": (("S",), np.int32),
+    "segments": (("S",), np.int32),
+    "lengths": ((), np.int32),
+    "instance": ((2,), np.int32),
+    "weight": ((), np.float32),
+}
+
+
 class Spans(NamedTuple):
     """The tokens of B instances: piece p of row b is tokens starts[b, p] .. ends[b, p] - 1."""
 
     starts: np.ndarray  # int64[B, P]
     ends: np.ndarray  # int64[B, P], > starts
-    is_random_next: np.ndarray  # bool[B]
+    label: np.ndarray | None  # int32[B], of the pair; None: there is none
 
 
 class Layout(Protocol):
     """How the text is cut into instances. A chunk is named by an integer unique in its pass."""
+
+    texts: ClassVar[int]  # P, which the template joins to one sequence
+    least: ClassVar[int]  # tokens of these texts together
+    fields: ClassVar[Fields]  # of its batches, beside those of every batch
 
     def chunks(self, pass_: int) -> np.ndarray:
         """All chunks of a pass, int64[n], in the order of the text."""
@@ -105,16 +122,35 @@ class SentencePairs:
 
     All decisions on a chunk are keyed by the sentence it starts at. So a chunk's start fixes the
     start of the next one, and the starts of a pass are one chain through the text.
+
+    Their label is 1 where B is random ("is not next"), else 0.
     """
 
+    texts, least = 2, 2
+    fields: ClassVar[Fields] = {"pair_label": ((), np.int32)}
+
     def __init__(
-        self, text: Text, seq_length: int, seed: int, short_seq_prob: float, exact_half: bool
+        self,
+        text: Text,
+        max_tokens: int,
+        seed: int,
+        shared: SharedArrays,
+        short_seq_prob: float = 0.1,
+        exact_half: bool = False,
     ):
-        if seq_length < 5:  # the shortest target, 2, and [CLS] and two [SEP]
-            raise UserError(f"seq_length {seq_length} is too short for sentence pairs: 5 at least")
+        """Cuts a text.
+
+        Args:
+          max_tokens: of both texts together.
+          short_seq_prob: share of the documents with a short target length.
+          exact_half: half of the pairs are random (paper), not more (released code).
+        """
+        del shared
+        if not 0 <= short_seq_prob <= 1:
+            raise UserError(f"short_seq_prob {short_seq_prob} is not between 0 and 1")
         self.text, self.seed, self.short_seq_prob = text, seed, short_seq_prob
         self.exact_half = exact_half
-        self.max_tokens = seq_length - 3
+        self.max_tokens = max_tokens
 
     def chunks(self, pass_: int) -> np.ndarray:
         """The first sentence of every chunk of a pass, int64[n]."""
@@ -150,7 +186,7 @@ class SentencePairs:
         starts = text.offsets[np.stack([chunk, b_start], axis=1)]
         ends = text.offsets[np.stack([a_end, b_end], axis=1)]
         self._truncate(pass_, chunk, starts, ends)
-        return Spans(starts, ends, is_random)
+        return Spans(starts, ends, is_random.astype(np.int32))
 
     def _targets(self, pass_: Any, document: np.ndarray) -> np.ndarray:
         """The target length in tokens of the documents in a pass (int64)."""
@@ -219,17 +255,18 @@ class SentencePairs:
 
 
 class TokenBlocks:
-    """Contiguous blocks of at most S - 2 tokens that never cross a document's end.
+    """Contiguous blocks of at most K tokens that never cross a document's end.
 
-    A document of T tokens gives ceil(T / (S - 2)) blocks, as few as can be; the room that is left
+    A document of T tokens gives ceil(T / K) blocks, as few as can be; the room that is left
     in them is divided at random between the first and the last, so that the cuts move from pass to
     pass. No token is lost or repeated. Documents that fill their blocks exactly do not move.
     """
 
-    def __init__(self, text: Text, seq_length: int, seed: int, shared: SharedArrays):
-        if seq_length < 3:
-            raise UserError(f"seq_length {seq_length} is too short for blocks: 3 at least")
-        self.text, self.seed, self.width = text, seed, seq_length - 2
+    texts, least = 1, 1
+    fields: ClassVar[Fields] = {}
+
+    def __init__(self, text: Text, max_tokens: int, seed: int, shared: SharedArrays):
+        self.text, self.seed, self.width = text, seed, max_tokens
         self._shared = shared
 
     @functools.cached_property
@@ -260,4 +297,10 @@ class TokenBlocks:
         start = first - shift + number * self.width
         end = np.minimum(start + self.width, last)
         start = np.maximum(start, first)
-        return Spans(start[:, None], end[:, None], np.zeros(len(chunk), bool))
+        return Spans(start[:, None], end[:, None], None)
+
+
+LAYOUTS: dict[str, Any] = {
+    "pairs": SentencePairs,
+    "blocks": TokenBlocks,
+}

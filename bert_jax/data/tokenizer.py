@@ -35,6 +35,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import library_errors, read_bytes, read_text, write_whole
+from bert_jax.data.template import Template, Vocabulary, cls_sep
 from bert_jax.data.tokenizer_file import BPE, read_backend
 
 # Special tokens by role: how BERT vocabularies write them, and how SentencePiece models do.
@@ -133,6 +134,17 @@ class Tokenizer:
 
     def __reduce__(self):
         return _from_json, (self.text,)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What programs depend on."""
+        ids = dict(zip(ROLES, self.special_ids, strict=True))
+        return Vocabulary(self.vocab_size, ids, self.continuation)
+
+    @functools.cached_property
+    def template(self) -> Template:
+        """The special tokens around texts."""
+        return cls_sep(self.vocabulary)
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids of each text, without [CLS] and [SEP] around it.

@@ -5,8 +5,8 @@ from typing import Any
 from bert_jax.common.fields import Field, Settings, one_of, path, whole
 from bert_jax.experiments.grid import GRIDS
 from bert_jax.experiments.paper import SIZES, TASKS
+from bert_jax.families import family_of
 from bert_jax.tasks.settings import FINETUNE
-from bert_jax.training.settings import PRETRAIN
 
 _REPRODUCE: dict[str, Field] = {
     "table": one_of(*TASKS, argument="configs/reproduce.py:table=..."),
@@ -21,7 +21,8 @@ _REPRODUCE: dict[str, Field] = {
 def settings_of(config: Any) -> Settings:
     """Gives the settings of a table: its own, and those of its pre-training and of each task."""
     rows = dict(_REPRODUCE)
-    rows.update({f"pretraining.{name}": field for name, field in PRETRAIN.rows.items()})
+    pretraining = family_of(config.pretraining).settings.rows
+    rows.update({f"pretraining.{name}": field for name, field in pretraining.items()})
     for task in config.finetuning:
         rows.update({f"finetuning.{task}.{name}": field for name, field in FINETUNE.rows.items()})
     return Settings(rows)

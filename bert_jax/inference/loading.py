@@ -21,7 +21,7 @@ from bert_jax.data.buckets import Arrays, collate, eval_plan, ladder
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.inference import arguments
 from bert_jax.inference.tasks import TaskModel, Text, batch_limits, side_by_side
-from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
+from bert_jax.models.backbone import Backbone, Inputs
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.layers import apply
 from bert_jax.tasks.base import join_texts
@@ -52,7 +52,7 @@ def load(path: str | Path, dtype: str = "auto") -> "Model":
     for note in opened.notes:
         print(f"{path}: {note}", file=sys.stderr)
     body = opened.body(dtype)
-    model = Model(body.encoder, opened.params, opened.tokenizer)
+    model = Model(body.backbone, opened.params, opened.tokenizer)
     if opened.task is not None:
         model.set_task(tasks.from_dict(opened.task), body, opened.max_length)
     return model
@@ -61,22 +61,19 @@ def load(path: str | Path, dtype: str = "auto") -> "Model":
 class Model(TaskModel):
     """A trained model with its tokenizer."""
 
-    def __init__(self, encoder: EncoderConfig, params: Any, tokenizer: Tokenizer):
+    def __init__(self, backbone: Backbone, params: Any, tokenizer: Tokenizer):
         """params: the tree of a checkpoint; only the parts a method uses need be there."""
-        super().__init__(encoder, params, tokenizer)
+        super().__init__(backbone, params, tokenizer)
 
         @functools.partial(jax.jit, static_argnames="layers")
         def states(params: Any, batch: Mapping[str, jax.Array], layers: tuple[int, ...]):
-            tokens = batch["tokens"]
-            mask = attention_mask(encoder, batch["lengths"], tokens.shape[1])
-            inputs = tokens, batch["segments"], mask
-            every = apply(Encoder(encoder), params["encoder"], *inputs, every_layer=True)
+            every = backbone.hidden(params["encoder"], Inputs.of(batch), every_layer=True)
             return jnp.stack([every[layer] for layer in layers], axis=1)
 
         @jax.jit
         def fill(params: Any, hidden: jax.Array) -> jax.Array:
-            table = params["encoder"]["embeddings"]["token"]
-            return jax.nn.softmax(apply(MlmHead(encoder), params["mlm_head"], hidden, table))
+            table = backbone.table(params["encoder"])
+            return jax.nn.softmax(apply(MlmHead(backbone.head), params["mlm_head"], hidden, table))
 
         self._states, self._fill = side_by_side(Checked(states, "a batch")), fill
 
@@ -93,7 +90,7 @@ class Model(TaskModel):
           too large a `max_length`.
         """
         encoded = self._encode(texts, max_length)
-        every = range(self.encoder.layers + 1)
+        every = range(self.backbone.layers + 1)
         found = dict(self.activations(encoded, every, batch_size))
         return [found[index] for index in range(len(encoded))]
 
@@ -109,11 +106,16 @@ class Model(TaskModel):
         if pooling not in ("mean", "cls"):
             raise UserError(f"pooling {pooling!r} is unknown; known: mean, cls")
         encoded = self._encode(texts, max_length)
-        place = -1 if self.encoder.causal else 0
-        vectors = np.zeros((len(encoded), self.encoder.width), np.float32)
+        place = -1 if self.backbone.pool == "last" else 0
+        vectors = np.zeros((len(encoded), self.backbone.width), np.float32)
         for index, hidden in self.activations(encoded, [-1]):
             vectors[index] = hidden[0].mean(axis=0) if pooling == "mean" else hidden[0, place]
         return vectors
+
+    @property
+    def fills_masks(self) -> bool:
+        """Whether it was trained to."""
+        return "mlm_head" in self.params and self.backbone.pool == "first"
 
     def fill_mask(
         self, text: Text | Sequence[Text], top: int = 5, batch_size: int = 32
@@ -130,7 +132,7 @@ class Model(TaskModel):
         """
         if "mlm_head" not in self.params:
             raise UserError("this model has no masked-LM head")
-        if self.encoder.causal:
+        if not self.fills_masks:
             raise UserError("this model reads from left to right: it was not trained to fill masks")
         arguments.at_least(top, "top")
         alone = isinstance(text, str | tuple)
@@ -165,7 +167,7 @@ class Model(TaskModel):
         """
         self.check_layers(layers)
         arguments.at_least(batch_size, "batch_size")
-        pad, widths = self.tokenizer.pad_id, ladder(self.encoder.max_positions)
+        pad, widths = self.tokenizer.pad_id, ladder(self.backbone.max_positions)
         lengths = [len(one["tokens"]) for one in sequences]
         plan = eval_plan(lengths, widths, *batch_limits(len(lengths), batch_size))
         batches = (
@@ -180,7 +182,7 @@ class Model(TaskModel):
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises UserError: one of the hidden states that are asked for is not there."""
-        last = self.encoder.layers
+        last = self.backbone.layers
         for layer in layers:
             if not -last - 1 <= arguments.whole(layer, "a layer") <= last:
                 raise UserError(
@@ -190,7 +192,7 @@ class Model(TaskModel):
 
     def _encode(self, texts: Sequence[Text], max_length: int | None) -> list[dict[str, np.ndarray]]:
         """Tokens and segments int32[S] of each: [CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""
-        longest = self.encoder.max_positions
+        longest = self.backbone.max_positions
         limit = longest if max_length is None else arguments.whole(max_length, "max_length")
         parts = arguments.texts_or_pairs(texts)
         for some in parts:

@@ -16,8 +16,8 @@ from bert_jax.common.errors import UserError
 from bert_jax.data.buckets import ladder
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.inference import arguments
+from bert_jax.models.backbone import Backbone
 from bert_jax.models.body import Body
-from bert_jax.models.encoder import EncoderConfig
 from bert_jax.tasks import choice, conll, squad_read
 from bert_jax.tasks.base import ONE_SEGMENT, Feature, Task, run_features
 from bert_jax.tasks.classification import TextExample
@@ -86,9 +86,9 @@ class TaskModel:
     A method that is not of its task raises a UserError which says what it was fine-tuned for.
     """
 
-    def __init__(self, encoder: EncoderConfig, params: Any, tokenizer: Tokenizer):
+    def __init__(self, backbone: Backbone, params: Any, tokenizer: Tokenizer):
         """params: the tree of a checkpoint; only the parts a method uses need be there."""
-        self.encoder, self.tokenizer = encoder, tokenizer
+        self.backbone, self.tokenizer = backbone, tokenizer
         self.params = jax.device_put(params)
         self.task: Task | None = None
         self._said = False
@@ -98,7 +98,7 @@ class TaskModel:
 
         max_length: tokens of a sequence in fine-tuning; default: what the model can take.
         """
-        self.task, self._longest = task, max_length or self.encoder.max_positions
+        self.task, self._longest = task, max_length or self.backbone.max_positions
         self._predict = side_by_side(Checked(jax.jit(task.objective(body).predict), "a batch"))
 
     def predict(self, examples: Sequence[Any], batch_size: int = 32) -> list[Any]:
@@ -269,7 +269,7 @@ class TaskModel:
 
     def _say_of_segments(self, sequences: Iterable[Mapping[str, np.ndarray]]) -> None:
         """Says once, on stderr, that a model of one segment type has both texts of pairs in it."""
-        if self.encoder.segment_types == 1 and not self._said:
+        if self.backbone.segment_types == 1 and not self._said:
             self._said = any(arrays["segments"].any() for arrays in sequences)
             if self._said:
                 print(f"the model has one segment type: {ONE_SEGMENT}", file=sys.stderr)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bert_jax.common.errors import UserError
 from bert_jax.common.keys import BILSTM
-from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
+from bert_jax.models.backbone import Backbone, Inputs
 from bert_jax.models.layers import apply, take
 from bert_jax.models.operations import Key, fold
 from bert_jax.models.recurrent import BiLSTM
@@ -35,7 +35,7 @@ class Body:
     Raises: UserError for unknown features, or more layers than the encoder has.
     """
 
-    encoder: EncoderConfig
+    backbone: Backbone
     features: str = ""
     bilstm: int = 0
     bilstm_width: int = 768
@@ -44,17 +44,17 @@ class Body:
         if self.features and self.features not in FEATURES:
             raise UserError(f"features={self.features!r} is unknown; known: {', '.join(FEATURES)}")
         deepest = -min(self._layers)
-        if deepest > self.encoder.layers:
+        if deepest > self.backbone.layers:
             raise UserError(
                 f"features={self.features} reads the last {deepest} layers, but the encoder has "
-                f"only {self.encoder.layers}"
+                f"only {self.backbone.layers}"
             )
 
     @property
     def _layers(self) -> tuple[int, ...]:
         """The hidden states that are read."""
         layers = FEATURES[self.features][0] if self.features else (-1,)
-        return layers or tuple(range(1, self.encoder.layers + 1))
+        return layers or tuple(range(1, self.backbone.layers + 1))
 
     @property
     def _is_weighted(self) -> bool:
@@ -63,43 +63,39 @@ class Body:
     @property
     def _read_width(self) -> int:
         """Of what is read from the encoder."""
-        return self.encoder.width * (1 if self._is_weighted else len(self._layers))
+        return self.backbone.width * (1 if self._is_weighted else len(self._layers))
 
     @property
     def _bilstm(self) -> BiLSTM:
-        return BiLSTM(self.bilstm, self.bilstm_width, self.encoder.hidden_dropout)
+        return BiLSTM(self.bilstm, self.bilstm_width, self.backbone.hidden_dropout)
 
     @property
     def width(self) -> int:
         """Of the vectors that come out."""
         return self.bilstm_width if self.bilstm else self._read_width
 
-    def init(self, key: jax.Array, tokens: jax.Array, segments: jax.Array) -> dict[str, Any]:
-        """Parameters {encoder[, mix][, bilstm]}, boxed; tokens, segments int[B, S]."""
+    def init(self, key: jax.Array, inputs: Inputs) -> dict[str, Any]:
+        """Makes parameters {encoder[, mix][, bilstm]}, boxed."""
         keys = jax.random.split(key)
-        example = tokens[:1], segments[:1], None
-        params = {"encoder": Encoder(self.encoder).init(keys[0], *example)["params"]}
+        params = {"encoder": self.backbone.init(keys[0], inputs)}
         if self._is_weighted:
             params["mix"] = {"weight": jnp.zeros(len(self._layers))}
         if self.bilstm:
-            inputs = jnp.zeros((1, 1, self._read_width)), jnp.ones(1, jnp.int32)
-            params["bilstm"] = self._bilstm.init(keys[1], *inputs)["params"]
+            example = jnp.zeros((1, 1, self._read_width)), jnp.ones(1, jnp.int32)
+            params["bilstm"] = self._bilstm.init(keys[1], *example)["params"]
         return params
 
     def hidden(
-        self, params: Any, tokens: jax.Array, segments: jax.Array, lengths: jax.Array, key: Key,
-        wanted: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
-        """tokens, segments int[B, S], lengths int[B] -> [B, S, width].
+        self, params: Any, inputs: Inputs, key: Key, wanted: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes the vectors [B, S, width].
 
         wanted: int[B, M], the positions to return: [B, M, width].
         """
-        inputs = tokens, segments, attention_mask(self.encoder, lengths, tokens.shape[1])
-        encoder = Encoder(self.encoder)
         whole = bool(self.features or self.bilstm)  # these read all positions
         if self.features:  # frozen: no gradient, no dropout inside
             frozen = jax.lax.stop_gradient(params["encoder"])
-            states = apply(encoder, frozen, *inputs, every_layer=True)
+            states = self.backbone.hidden(frozen, inputs, every_layer=True)
             chosen = [states[layer] for layer in self._layers]
             if self._is_weighted:
                 shares = jax.nn.softmax(params["mix"]["weight"])
@@ -107,7 +103,8 @@ class Body:
             else:
                 x = jnp.concatenate(chosen, axis=-1)
         else:
-            x = apply(encoder, params["encoder"], *inputs, key, wanted=None if whole else wanted)
+            few = None if whole else wanted
+            x = self.backbone.hidden(params["encoder"], inputs, key, wanted=few)
         if self.bilstm:
-            x = apply(self._bilstm, params["bilstm"], x, lengths, fold(key, BILSTM))
+            x = apply(self._bilstm, params["bilstm"], x, inputs.lengths, fold(key, BILSTM))
         return take(x, wanted) if whole and wanted is not None else x

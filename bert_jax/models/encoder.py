@@ -1,16 +1,18 @@
-"""The encoder: embeddings and a stack of blocks."""
+"""The encoder: embeddings and a stack of blocks; as a module, and as a backbone."""
 
 import dataclasses
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bert_jax.models import kernels
-from bert_jax.models.layers import Block, Embeddings, EncoderConfig, apply
+from bert_jax.models.backbone import Inputs, Params
+from bert_jax.models.layers import Block, Embeddings, EncoderConfig, HeadConfig, apply
 from bert_jax.models.operations import Key, fold
 
-__all__ = ["Encoder", "EncoderConfig", "attention_mask", "padding_mask"]
+__all__ = ["Encoder", "EncoderBackbone", "EncoderConfig", "attention_mask", "padding_mask"]
 
 
 def padding_mask(lengths: jax.Array, sequence_length: int) -> jax.Array:
@@ -97,20 +99,76 @@ class Encoder(nn.Module):
         return jax.lax.scan(body, x, (jnp.arange(count), stacked))
 
 
-def model_flops(config: EncoderConfig, batch: int, sequence: int, predicted: int) -> float:
-    """FLOPs of one training step (forward and twice that backward), counted analytically.
+@dataclasses.dataclass(frozen=True)
+class EncoderBackbone(EncoderConfig):
+    """The encoder as a backbone (see `models.backbone`); its switches make most families."""
 
-    Matrix products only: the blocks over B·S tokens, but the last, past its keys and values, and
-    the MLM head over the B·M predicted positions. With `predicted` 0, as in fine-tuning, there is
-    no such head and the last block counts whole (of pooled tasks too, which leave most of it out).
-    Dropout, norms, embeddings and recomputation are not counted, as is usual for model FLOPs
-    utilisation.
-    """
-    c = config
-    projection = c.width * c.heads * c.head_width
-    attention = 2 * sequence * c.heads * c.head_width
-    query = 2 * projection + attention + 2 * c.width * c.feed_forward  # of one position
-    head = c.width * c.width + c.width * c.vocab_size
-    queries = (c.layers - 1) * sequence + (predicted or sequence)
-    products = c.layers * sequence * 2 * projection + queries * query + predicted * head
-    return 3 * 2.0 * batch * products
+    @property
+    def pool(self) -> Literal["first", "last"]:
+        """The first position ([CLS]); of a causal encoder the last, which alone has seen all."""
+        return "last" if self.causal else "first"
+
+    @property
+    def head(self) -> HeadConfig:
+        """What heads on it are made with."""
+        return HeadConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(HeadConfig)})
+
+    def init(self, key: jax.Array, inputs: Inputs) -> Params:
+        """Makes fresh parameters, boxed; of the inputs only the shapes count."""
+        example = inputs.tokens[:1], inputs.segments[:1], None
+        return Encoder(self).init(key, *example)["params"]
+
+    def hidden(
+        self,
+        params: Params,
+        inputs: Inputs,
+        key: Key = None,
+        *,
+        wanted: jax.Array | None = None,
+        every_layer: bool = False,
+    ) -> jax.Array:
+        """Computes the vectors; see `Backbone`."""
+        mask = attention_mask(self, inputs.lengths, inputs.tokens.shape[1])
+        given = inputs.tokens, inputs.segments, mask, key
+        return apply(Encoder(self), params, *given, every_layer=every_layer, wanted=wanted)
+
+    def table(self, params: Params) -> jax.Array:
+        """Gives the token embeddings [V, D]."""
+        return params["embeddings"]["token"]
+
+    def flops(self, rows: int, length: int, predicted: int = 0) -> float:
+        """Counts the FLOPs of one training step (forward and twice that backward), analytically.
+
+        Matrix products only: the blocks over B·S tokens, but the last, past its keys and values,
+        and the MLM head over the B·M predicted positions. With `predicted` 0, as in fine-tuning,
+        there is no such head and the last block counts whole (of pooled tasks too, which leave most
+        of it out). Dropout, norms, embeddings and recomputation are not counted, as is usual for
+        model FLOPs utilisation.
+        """
+        projection = self.width * self.heads * self.head_width
+        attention = 2 * length * self.heads * self.head_width
+        query = 2 * projection + attention + 2 * self.width * self.feed_forward  # of one position
+        head = self.width * self.width + self.width * self.vocab_size
+        queries = (self.layers - 1) * length + (predicted or length)
+        products = self.layers * length * 2 * projection + queries * query + predicted * head
+        return 3 * 2.0 * rows * products
+
+    def depth_of(self, path: tuple[str, ...]) -> int:
+        """Gives the depth of a parameter: 0 for embeddings, 1 .. L for the layers."""
+        return 1 + int(path[0].removeprefix("layer_")) if path[0].startswith("layer_") else 0
+
+    def reinit(self, params: Params, fresh: Params, layers: int) -> tuple[Params, list[str]]:
+        """Takes the top layers from `fresh`."""
+        names = [f"layer_{layer}" for layer in range(self.layers - layers, self.layers)]
+        return {**params, **{name: fresh[name] for name in names}}, names
+
+    def without(self, rows: int, length: int) -> str:
+        """Says whether the kernels that were asked for cannot run."""
+        sizes = self.width, self.heads, self.head_width
+        if self.kernels and not kernels.fits((rows, length), *sizes):
+            return kernels.NOT_HERE
+        return ""
+
+    def with_options(self, **options: Any) -> "EncoderBackbone":
+        """Makes the same network, computed another way."""
+        return dataclasses.replace(self, **options)

@@ -4,13 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_jax.models.layers import ACTIVATIONS, Dense, EncoderConfig, by_row, norm, zeros
+from bert_jax.models.layers import ACTIVATIONS, Dense, HeadConfig, by_row, norm, zeros
 
 
 class Pooler(nn.Module):
     """tanh(dense) of the first position ([CLS])."""
 
-    config: EncoderConfig
+    config: HeadConfig
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -22,7 +22,7 @@ class Pooler(nn.Module):
 class MlmHead(nn.Module):
     """Dense, activation, layer norm, then the token embeddings again (tied) plus a bias."""
 
-    config: EncoderConfig
+    config: HeadConfig
 
     @nn.compact
     def __call__(self, hidden: jax.Array, token_embeddings: jax.Array) -> jax.Array:
@@ -44,7 +44,7 @@ class MlmHead(nn.Module):
 class Classifier(nn.Module):
     """A dense layer from a vector to C classes; with C = 2 on the pooled output, the NSP head."""
 
-    config: EncoderConfig
+    config: HeadConfig
     classes: int
 
     @nn.compact

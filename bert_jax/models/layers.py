@@ -23,30 +23,36 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """Sizes and switches of the encoder. Defaults are BERT-Base."""
+class HeadConfig:
+    """What a layer outside the blocks depends on. Defaults are BERT-Base."""
 
     vocab_size: int  # V
-    layers: int = 12  # L
     width: int = 768  # D
+    activation: str = "gelu"
+    hidden_dropout: float = 0.1
+    norm_epsilon: float = 1e-12
+    init_stddev: float = 0.02
+    dtype: str = "float32"  # of activations and matrix products; parameters are always float32
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(HeadConfig):
+    """Sizes and switches of the encoder. Defaults are BERT-Base."""
+
+    layers: int = 12  # L
     heads: int = 12  # N
     head_width: int = 64  # H; N·H may differ from D
     feed_forward: int = 3072  # F
     max_positions: int = 512  # longest S
     segment_types: int = 2
-    activation: str = "gelu"
-    hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
-    norm_epsilon: float = 1e-12
-    init_stddev: float = 0.02
-    dtype: str = "float32"  # of activations and matrix products; parameters are always float32
     causal: bool = False  # no position looks to its right (LTR); see `encoder.attention_mask`
     scan_layers: bool = False  # one compiled layer, looped: compiles faster, may run slower
     remat: bool = False  # recompute a layer's activations in the backward pass
     kernels: bool = False  # fused kernels on TPU, where `kernels.fits`
 
 
-def initializer(config: EncoderConfig, *logical_axes: str | None) -> Any:
+def initializer(config: HeadConfig, *logical_axes: str | None) -> Any:
     """Truncated normal (cut at two standard deviations), with the parameter's logical axes."""
     init = nn.initializers.truncated_normal(config.init_stddev)
     return nn.with_logical_partitioning(init, logical_axes)
@@ -68,7 +74,7 @@ Product = tuple[jax.Array, jax.Array]  # x · kernel, and the bias that is still
 class Dense(nn.Module):
     """x · kernel + bias over the last dimension of x."""
 
-    config: EncoderConfig
+    config: HeadConfig
     features: int
     axes: tuple[str | None, str | None]  # logical, of the kernel: inputs, features
 
@@ -90,7 +96,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     return x + bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
 
 
-def norm(config: EncoderConfig, name: str = "norm") -> nn.LayerNorm:
+def norm(config: HeadConfig, name: str = "norm") -> nn.LayerNorm:
     """Layer normalisation over D; statistics in float32."""
     return nn.LayerNorm(
         epsilon=config.norm_epsilon,

@@ -1,15 +1,15 @@
 """The objective protocol, and means that are divided once, over the global batch."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bert_jax.models.layers import EncoderConfig
+from bert_jax.models.backbone import Backbone, Params
 
-Params = Any  # a plain tree of float32 arrays
 Batch = Mapping[str, jax.Array]
 
 
@@ -32,45 +32,96 @@ class Mean:
         return jnp.sum(self.sum / jnp.maximum(self.count, 1e-9))
 
 
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A measure of a model: its name in the metrics, and how people are told it."""
+
+    name: str
+    title: str
+    better: Literal["lower", "higher"]
+    form: str = "{:.3f}"  # of the value
+    # What is no model's merit: "unigram" (the tokens' frequencies), "majority" (the most frequent
+    # label), or "" where nothing is compared.
+    baseline: Literal["", "unigram", "majority"] = ""
+    perplexity_of: str = ""  # the metric whose exponential it is
+
+    def score(self, values: Mapping[str, float]) -> float:
+        """Gives the value so that higher is better."""
+        return values[self.name] * (1 if self.better == "higher" else -1)
+
+
+def prediction_rows(
+    name: str, title: str, baseline: Literal["unigram", "majority"], perplexity: bool = False
+) -> tuple[Metric, ...]:
+    """Declares what `prediction_metrics` of that name makes, and perhaps the perplexity."""
+    loss = Metric(f"{name}_loss", f"{title} loss", "lower", baseline=baseline)
+    exp = Metric(
+        f"{name}_perplexity", f"{title} perplexity", "lower", "{:.1f}", baseline, loss.name
+    )
+    accuracy = Metric(f"{name}_accuracy", f"{title} accuracy", "higher", "{:.1%}", baseline)
+    return (loss, exp, accuracy) if perplexity else (loss, accuracy)
+
+
 class Objective(Protocol):
     """What a loop trains. Everything random, corruption included, is a function of its keys."""
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What `loss` measures and people are told; the first decides which checkpoint is best."""
+        ...
+
     def init(self, key: jax.Array, batch: Batch) -> Params:
-        """Fresh parameters, still boxed with their logical axes (flax `LogicallyPartitioned`)."""
+        """Makes fresh parameters, boxed with their logical axes (flax `LogicallyPartitioned`)."""
         ...
 
     def loss(
         self, params: Params, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[Mean, dict[str, Mean]]:
-        """The loss and the metrics of a batch; counts must not depend on the parameters."""
+        """Computes the loss and the metrics; counts must not depend on the parameters."""
         ...
 
 
-class LanguageModel(Objective, Protocol):
-    """An objective of pre-training: tokens are predicted at some positions."""
+class Target(NamedTuple):
+    """What is predicted: labels int[...], and weights float32 of the same shape."""
+
+    labels: jax.Array
+    weights: jax.Array
+
+
+class Pretraining(Objective, Protocol):
+    """An objective of pre-training: it is asked by the loop, by reports and by plans."""
 
     @property
-    def encoder(self) -> EncoderConfig:
-        """Of the model that is trained."""
+    def layout(self) -> str:
+        """How the text is cut, a name of `data.layouts.LAYOUTS`."""
         ...
 
     @property
-    def name(self) -> str:
-        """Of its metrics: NAME_loss, NAME_accuracy, NAME_perplexity."""
+    def backbone(self) -> Backbone:
+        """The one that stays: which fine-tuning goes on with."""
         ...
 
-    def predictions(self, sequence_length: int) -> int:
-        """M: positions of a sequence that meet the vocabulary."""
+    def flops(self, rows: int, length: int) -> float:
+        """Counts the FLOPs of a training step on so many rows."""
         ...
 
-    def targets(self, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:
-        """What is predicted: labels int[B, M], weights float32[B, M]."""
+    def targets(self, batch: Batch, train: bool) -> dict[str, Target]:
+        """Gives what is predicted, by the NAME of NAME_loss and NAME_accuracy."""
+        ...
+
+    def with_options(self, **options: Any) -> Self:
+        """Makes the same objective, computed another way; see `Backbone.with_options`."""
         ...
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> Mean:
     """The mean of `values` under `weights` of the same shape."""
     return Mean(jnp.sum(values * weights), jnp.sum(weights))
+
+
+def total(terms: Sequence[Mean]) -> Mean:
+    """Adds terms of a loss, each a mean of its own."""
+    return Mean(jnp.stack([term.sum for term in terms]), jnp.stack([t.count for t in terms]))
 
 
 def prediction_metrics(

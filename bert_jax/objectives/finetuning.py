@@ -14,11 +14,20 @@ import jax.numpy as jnp
 import optax
 
 from bert_jax.common import keys
+from bert_jax.models.backbone import Inputs
 from bert_jax.models.body import Body
 from bert_jax.models.heads import Classifier, Pooler
-from bert_jax.models.layers import EncoderConfig, apply
+from bert_jax.models.layers import HeadConfig, apply
 from bert_jax.models.operations import Key, dropout, fold
-from bert_jax.objectives.base import Batch, Mean, Objective, Params, cross_entropy, weighted_mean
+from bert_jax.objectives.base import (
+    Batch,
+    Mean,
+    Metric,
+    Objective,
+    Params,
+    cross_entropy,
+    weighted_mean,
+)
 
 
 class TaskObjective(Objective, Protocol):
@@ -34,9 +43,9 @@ class TaskObjective(Objective, Protocol):
         ...
 
 
-def _head_config(body: Body) -> EncoderConfig:
+def _head_config(body: Body) -> HeadConfig:
     # In float32 whatever the body computes in: heads are small, and close scores get compared.
-    return dataclasses.replace(body.encoder, width=body.width, dtype="float32")
+    return dataclasses.replace(body.backbone.head, width=body.width, dtype="float32")
 
 
 def _new_head(body: Body, key: jax.Array, classes: int) -> Params:
@@ -49,19 +58,12 @@ def _score(body: Body, head: Params, classes: int, x: jax.Array) -> jax.Array:
     return apply(Classifier(_head_config(body), classes), head, x)
 
 
-def _sequences(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens, segments [R, S] and lengths [R]; R is B, or B·C where each row has C sequences."""
-    width = batch["tokens"].shape[-1]
-    tokens, segments = (batch[name].reshape(-1, width) for name in ("tokens", "segments"))
-    return tokens, segments, batch["lengths"].reshape(-1)
-
-
 def _pooled_init(body: Body, key: jax.Array, batch: Batch, head: str, classes: int) -> Params:
     """Parameters {encoder[, mix][, bilstm], pooler, HEAD}, boxed."""
     split = jax.random.split(key, 3)
     c = _head_config(body)
     return {
-        **body.init(split[0], *_sequences(batch)[:2]),
+        **body.init(split[0], Inputs.of(batch)),
         "pooler": Pooler(c).init(split[1], jnp.zeros((1, 1, c.width)))["params"],
         head: _new_head(body, split[2], classes),
     }
@@ -77,9 +79,10 @@ def _pooled_logits(
     the end, new in fine-tuning.
     """
     c = _head_config(body)
-    tokens, segments, lengths = _sequences(batch)
-    wanted = lengths - 1 if c.causal else jnp.zeros_like(lengths)
-    hidden = body.hidden(params, tokens, segments, lengths, key, wanted[:, None])
+    inputs = Inputs.of(batch)
+    last = inputs.lengths - 1
+    wanted = last if body.backbone.pool == "last" else jnp.zeros_like(last)
+    hidden = body.hidden(params, inputs, key, wanted[:, None])
     pooled = apply(Pooler(c), params["pooler"], hidden)
     pooled = dropout(pooled, c.hidden_dropout, fold(key, keys.HEAD))
     return _score(body, params[head], classes, pooled)
@@ -92,6 +95,9 @@ def _label_loss(
     right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     mean = weighted_mean(cross_entropy(logits, labels), weights)
     return mean, {"accuracy": weighted_mean(right, weights)}
+
+
+_ACCURACY = Metric("accuracy", "accuracy", "higher", "{:.1%}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +114,13 @@ class Classify:
     classes: int
     kind: str = "single"
     standardised: bool = False
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """accuracy; of numbers in their own unit squared_error."""
+        if self.kind != "numbers":
+            return (_ACCURACY,)
+        return () if self.standardised else (Metric("squared_error", "squared error", "lower"),)
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder, pooler, classifier}, boxed with logical axes."""
@@ -147,18 +160,20 @@ class Span:
 
     body: Body
 
+    metrics = (Metric("exact", "both ends right", "higher", "{:.1%}"),)
+
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder[, mix][, bilstm], span_head}, boxed with logical axes."""
         split = jax.random.split(key)
-        body = self.body.init(split[0], *_sequences(batch)[:2])
+        body = self.body.init(split[0], Inputs.of(batch))
         return {**body, "span_head": _new_head(self.body, split[1], 2)}
 
     def predict(self, params: Params, batch: Batch, key: Key = None) -> dict[str, jax.Array]:
         """{"start", "end": logits float32 [B, S]}; padding is far below everything else."""
-        tokens, segments, lengths = _sequences(batch)
-        hidden = self.body.hidden(params, tokens, segments, lengths, key)
+        inputs = Inputs.of(batch)
+        hidden = self.body.hidden(params, inputs, key)
         logits = _score(self.body, params["span_head"], 2, hidden)
-        real = (jnp.arange(tokens.shape[1])[None] < lengths[:, None])[..., None]
+        real = (jnp.arange(logits.shape[1])[None] < inputs.lengths[:, None])[..., None]
         # So the loss does not depend on how far a batch is padded (the released code's does).
         logits = jnp.where(real, logits, -1e9)
         return {"start": logits[..., 0], "end": logits[..., 1]}
@@ -185,16 +200,18 @@ class Tag:
     body: Body
     classes: int
 
+    metrics = (_ACCURACY,)
+
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder[, mix][, bilstm], tag_head}, boxed with logical axes."""
         split = jax.random.split(key)
-        body = self.body.init(split[0], *_sequences(batch)[:2])
+        body = self.body.init(split[0], Inputs.of(batch))
         return {**body, "tag_head": _new_head(self.body, split[1], self.classes)}
 
     def predict(self, params: Params, batch: Batch, key: Key = None) -> dict[str, jax.Array]:
         """{"logits": float32 [B, S, C]}."""
-        hidden = self.body.hidden(params, *_sequences(batch), key)
-        hidden = dropout(hidden, self.body.encoder.hidden_dropout, fold(key, keys.HEAD))
+        hidden = self.body.hidden(params, Inputs.of(batch), key)
+        hidden = dropout(hidden, self.body.backbone.hidden_dropout, fold(key, keys.HEAD))
         return {"logits": _score(self.body, params["tag_head"], self.classes, hidden)}
 
     def loss(
@@ -215,6 +232,8 @@ class Choose:
     """
 
     body: Body
+
+    metrics = (_ACCURACY,)
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
         """Parameters {encoder, pooler, choice_head}, boxed with logical axes."""

@@ -1,16 +1,27 @@
 """Masked language modelling, with or without next sentence prediction (BERT, section 3.1)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bert_jax.common.keys import HELD_OUT_SEED, Purpose, root
 from bert_jax.common.run_format import FORMAT
-from bert_jax.models.encoder import Encoder, EncoderConfig, attention_mask
+from bert_jax.models.backbone import Backbone, Inputs
 from bert_jax.models.heads import Classifier, MlmHead, Pooler
 from bert_jax.models.layers import apply
-from bert_jax.objectives.base import Batch, Mean, Params, prediction_metrics
+from bert_jax.models.operations import Key
+from bert_jax.objectives.base import (
+    Batch,
+    Mean,
+    Metric,
+    Params,
+    Target,
+    prediction_metrics,
+    prediction_rows,
+    total,
+)
 from bert_jax.objectives.corruption import Masking, corrupt, instance_keys
 
 
@@ -20,27 +31,40 @@ class MaskedLM:
 
     A batch holds tokens, segments int[B, S]; lengths int[B]; instance int[B, 2], the id that its
     corruption is drawn from; weight float32[B], 0 for filler rows; and, with `nsp`,
-    is_random_next int[B] (1: the second segment is from elsewhere). Without, the sequences may be
+    pair_label int[B] (1: the second text is from elsewhere). Without, the sequences may be
     pairs or contiguous text: the two readings of the paper's "No NSP".
     """
 
-    encoder: EncoderConfig
+    backbone: Backbone
     masking: Masking
     nsp: bool = True
+    pairs: bool = True  # the text is cut in pairs of sentences, which nsp needs, or in blocks
     seed: int = 0  # of the corruption in training
     format: int = FORMAT  # of the run, which decides about its keys
 
-    name = "mlm"  # of the metrics
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """mlm_loss, mlm_perplexity, mlm_accuracy[, nsp_loss, nsp_accuracy]."""
+        rows = prediction_rows("mlm", "MLM", "unigram", perplexity=True)
+        return (*rows, *prediction_rows("nsp", "NSP", "majority")) if self.nsp else rows
+
+    @property
+    def layout(self) -> str:
+        """Pairs of sentences, or blocks of text."""
+        return "pairs" if self.pairs else "blocks"
+
+    def with_options(self, **options: Any) -> "MaskedLM":
+        """Makes the same objective, computed another way."""
+        return dataclasses.replace(self, backbone=self.backbone.with_options(**options))
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
-        """Parameters {encoder, mlm_head[, pooler, nsp_head]}, boxed with logical axes."""
-        c = self.encoder
+        """Makes parameters {encoder, mlm_head[, pooler, nsp_head]}, boxed with logical axes."""
+        c = self.backbone.head
         keys = jax.random.split(key, 4)
-        tokens, segments = batch["tokens"][:1], batch["segments"][:1]
         hidden = jnp.zeros((1, 1, c.width))
         table = jnp.zeros((c.vocab_size, c.width))
         params = {
-            "encoder": Encoder(c).init(keys[0], tokens, segments, None)["params"],
+            "encoder": self.backbone.init(keys[0], Inputs.of(batch)),
             "mlm_head": MlmHead(c).init(keys[1], hidden, table)["params"],
         }
         if self.nsp:
@@ -48,17 +72,20 @@ class MaskedLM:
             params["nsp_head"] = Classifier(c, 2).init(keys[3], hidden[:, 0])["params"]
         return params
 
-    def predictions(self, sequence_length: int) -> int:
-        """M: positions of a sequence that meet the vocabulary."""
-        return self.masking.slots(sequence_length)
+    def flops(self, rows: int, length: int) -> float:
+        """Counts the FLOPs of a training step; only the M masked positions meet the vocabulary."""
+        return self.backbone.flops(rows, length, self.masking.slots(length))
 
-    def targets(self, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:
-        """What is predicted: labels int[B, M], weights float32[B, M]."""
+    def targets(self, batch: Batch, train: bool) -> dict[str, Target]:
+        """Gives the masked tokens int[B, M], and with nsp the labels of the pairs int[B]."""
         seen = self.corrupted(batch, train)
-        return seen["labels"], seen["weights"]
+        found = {"mlm": Target(seen["labels"], seen["weights"])}
+        if self.nsp:
+            found["nsp"] = Target(batch["pair_label"], batch["weight"])
+        return found
 
     def corrupted(self, batch: Batch, train: bool) -> dict[str, jax.Array]:
-        """The batch as the model sees it; see `corruption.corrupt`. Filler rows weigh nothing."""
+        """Gives the batch as the model sees it; see `corruption.corrupt`. Fillers weigh nothing."""
         key = (
             root(self.seed, Purpose.CORRUPTION, self.format)
             if train
@@ -69,16 +96,14 @@ class MaskedLM:
         return seen | {"weights": seen["weights"] * batch["weight"][:, None]}
 
     def logits(
-        self, params: Params, tokens: jax.Array, batch: Batch, positions: jax.Array, key=None
+        self, params: Params, inputs: Inputs, positions: jax.Array, key: Key = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """MLM logits [B, M, V] at positions int[B, M], and NSP logits [B, 2] (or None)."""
-        c = self.encoder
-        mask = attention_mask(c, batch["lengths"], tokens.shape[1])
+        """Computes MLM logits [B, M, V] at positions int[B, M], and NSP logits [B, 2] (or None)."""
+        c = self.backbone.head
         # Only the predicted positions meet the vocabulary, and [CLS] the pooler.
         wanted = jnp.pad(positions, ((0, 0), (1, 0)))
-        inputs = tokens, batch["segments"], mask, key
-        hidden = apply(Encoder(c), params["encoder"], *inputs, wanted=wanted)
-        table = params["encoder"]["embeddings"]["token"]
+        hidden = self.backbone.hidden(params["encoder"], inputs, key, wanted=wanted)
+        table = self.backbone.table(params["encoder"])
         mlm = apply(MlmHead(c), params["mlm_head"], hidden[:, 1:], table)
         if not self.nsp:
             return mlm, None
@@ -88,14 +113,13 @@ class MaskedLM:
     def loss(
         self, params: Params, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[Mean, dict[str, Mean]]:
-        """Loss (terms: MLM[, NSP]) and metrics mlm_loss, mlm_accuracy[, nsp_loss, nsp_accuracy]."""
+        """Computes the loss (terms: MLM[, NSP]) and the metrics."""
         seen = self.corrupted(batch, train)
-        mlm, nsp = self.logits(
-            params, seen["tokens"], batch, seen["positions"], key if train else None
-        )
-        metrics = prediction_metrics(self.name, mlm, seen["labels"], seen["weights"])
+        inputs = Inputs.of({**batch, "tokens": seen["tokens"]})
+        mlm, nsp = self.logits(params, inputs, seen["positions"], key if train else None)
+        metrics = prediction_metrics("mlm", mlm, seen["labels"], seen["weights"])
+        terms = [metrics["mlm_loss"]]
         if nsp is not None:
-            metrics |= prediction_metrics("nsp", nsp, batch["is_random_next"], batch["weight"])
-        terms = [mean for name, mean in metrics.items() if name.endswith("loss")]
-        loss = Mean(jnp.stack([t.sum for t in terms]), jnp.stack([t.count for t in terms]))
-        return loss, metrics
+            metrics |= prediction_metrics("nsp", nsp, batch["pair_label"], batch["weight"])
+            terms.append(metrics["nsp_loss"])
+        return total(terms), metrics

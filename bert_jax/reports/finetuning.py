@@ -8,7 +8,6 @@ from bert_jax.common.files import write_json, write_whole
 from bert_jax.reports.pretraining import plot_curves
 from bert_jax.tasks import to_dict
 from bert_jax.tasks.base import Examples, Task
-from bert_jax.tasks.squad import Answering
 from bert_jax.training import goodput
 from bert_jax.training.metrics import read_metrics
 
@@ -31,8 +30,7 @@ def write_results(
     Returns: what is in `results.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(task, Answering) and task.unanswerable and "train" in examples:
-        tuned = task.tuned(examples["dev"], predicted["dev"])
+    if "train" in examples and (tuned := task.tuned(examples["dev"], predicted["dev"])) != task:
         predicted = {split: tuned.with_threshold(some) for split, some in predicted.items()}
         task = tuned
         write_task(workdir, task)

@@ -14,8 +14,7 @@ from bert_jax.common.files import read_checked, write_json, write_whole
 from bert_jax.data.corpus import Corpus, Split
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.inference import loading
-from bert_jax.objectives.base import LanguageModel
-from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.objectives.base import Metric, Pretraining
 from bert_jax.training import goodput
 from bert_jax.training.metrics import read_metrics
 from bert_jax.training.sharding import ahead
@@ -24,7 +23,7 @@ _EXAMPLES = 5
 
 
 def write_report(
-    workdir: Path, corpus: Corpus, objective: LanguageModel, params: Any, steps: int,
+    workdir: Path, corpus: Corpus, objective: Pretraining, params: Any, steps: int,
     held_out: dict[str, float], batches: Iterable[Mapping[str, np.ndarray]],
 ) -> None:  # fmt: skip
     """Writes the report of a finished run and prints it.
@@ -41,14 +40,18 @@ def write_report(
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    if warning := no_better(objective.name, held_out, report["baseline"]):
+    if warning := no_better(objective.metrics[0], held_out, report["baseline"]):
         report["warning"] = warning
         print(f"warning: {warning}", file=sys.stderr)
-    if isinstance(objective, MaskedLM):
-        report["fill_mask"] = fill_mask_examples(corpus, objective, params)
-    markdown = as_markdown(report)
+    model = loading.Model(objective.backbone, params, corpus.tokenizer)
+    if model.fills_masks:
+        report["fill_mask"] = fill_mask_examples(corpus, model)
+    markdown = as_markdown(report, objective.metrics)
     write_whole(workdir / "report.md", markdown)
-    plot_curves(lines, report["baseline"], workdir / "curves.png")
+    # A perplexity is its loss once more, and a loss without a baseline says little beside.
+    told = [m for m in objective.metrics if m.name in report["baseline"]]
+    names = [metric.name for metric in told if not metric.perplexity_of]
+    plot_curves(lines, report["baseline"], workdir / "curves.png", [*names, "learning_rate"])
     # Last and whole: it marks the run as finished.
     write_json(workdir / "report.json", report)
     print(markdown)
@@ -64,7 +67,7 @@ def is_finished(workdir: Path, steps: int) -> bool:
 
 
 def baselines(
-    corpus: Corpus, objective: LanguageModel, batches: Iterable[Mapping[str, np.ndarray]]
+    corpus: Corpus, objective: Pretraining, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
     """What no model is needed for, on the very tokens and pairs of the held-out evaluation.
 
@@ -74,31 +77,33 @@ def baselines(
     counts = corpus.token_counts + 1
     log_p = np.log(counts / counts.sum())
     targets = jax.jit(lambda batch: objective.targets(batch, train=False))
-    nsp = isinstance(objective, MaskedLM) and objective.nsp
-    nll, hits, predicted, random_next, pairs = 0.0, 0.0, 0.0, 0.0, 0.0
-    for batch, found in ahead((batch, targets(batch)) for batch in batches):
-        labels, weights = jax.device_get(found)
-        nll -= float((log_p[labels] * weights).sum())
-        hits += float(((labels == counts.argmax()) * weights).sum())
-        predicted += float(weights.sum())
-        if nsp:
-            random_next += float((batch["is_random_next"] * batch["weight"]).sum())
-            pairs += float(batch["weight"].sum())
-    loss = nll / max(predicted, 1)
-    result = {
-        f"{objective.name}_loss": loss,
-        f"{objective.name}_perplexity": float(np.exp(loss)),
-        f"{objective.name}_accuracy": hits / max(predicted, 1),
-    }
-    if nsp:
-        share = random_next / max(pairs, 1)
-        result["nsp_accuracy"] = max(share, 1 - share)
+    rows = {metric.name: metric for metric in objective.metrics}
+    sums: dict[str, np.ndarray] = {}  # of each name: weights, losses or labels, right guesses
+    for _, found in ahead((None, targets(batch)) for batch in batches):
+        for name, (labels, weights) in jax.device_get(found).items():
+            if rows[f"{name}_loss"].baseline == "unigram":
+                parts = weights, -log_p[labels] * weights, (labels == counts.argmax()) * weights
+            else:  # of two labels
+                parts = weights, labels * weights, 0 * weights
+            here = np.array([float(part.sum()) for part in parts])
+            sums[name] = sums.get(name, 0) + here
+    result: dict[str, float] = {}
+    for name, (total, summed, hits) in sums.items():
+        mean = summed / max(total, 1)
+        if rows[f"{name}_loss"].baseline == "unigram":
+            result[f"{name}_loss"] = mean
+            result[f"{name}_perplexity"] = float(np.exp(mean))
+            result[f"{name}_accuracy"] = hits / max(total, 1)
+        else:
+            result[f"{name}_accuracy"] = max(mean, 1 - mean)
     return result
 
 
-def no_better(name: str, held_out: Mapping[str, float], baseline: Mapping[str, float]) -> str:
+def no_better(metric: Metric, held_out: Mapping[str, float], baseline: Mapping[str, float]) -> str:
     """What to say of a model that predicts tokens no better than their frequencies do; else ""."""
-    loss, unigram = held_out[f"{name}_loss"], baseline[f"{name}_loss"]
+    if metric.name not in baseline:
+        return ""
+    loss, unigram = held_out[metric.name], baseline[metric.name]
     if loss < unigram:  # nor nan
         return ""
     return (
@@ -108,14 +113,11 @@ def no_better(name: str, held_out: Mapping[str, float], baseline: Mapping[str, f
     )
 
 
-def fill_mask_examples(
-    corpus: Corpus, objective: LanguageModel, params: Any
-) -> list[dict[str, Any]]:
-    """Sentences of held-out text with one whole word masked, and the model's guesses."""
+def fill_mask_examples(corpus: Corpus, model: loading.Model) -> list[dict[str, Any]]:
+    """Makes sentences of held-out text with one whole word masked, and the model's guesses."""
     tokenizer = corpus.tokenizer
-    model = loading.Model(objective.encoder, params, tokenizer)
     examples = []
-    longest = min(40, objective.encoder.max_positions - 2)
+    longest = min(40, model.backbone.max_positions - tokenizer.template.around(1))
     for tokens, place in _maskable(corpus.splits["held_out"], tokenizer, longest):
         mask = tokenizer.tokens[tokenizer.mask_id]
         before = tokenizer.decode(tokens[:place].tolist())
@@ -163,24 +165,21 @@ def _speed(lines: list[dict[str, Any]]) -> dict[str, float]:
     return speed | {"training_seconds": sum(t["seconds"] for t in times)}
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    measures = [
-        ("loss", "{:.3f}", "unigram"),
-        ("perplexity", "{:.1f}", "unigram"),
-        ("accuracy", "{:.1%}", "most frequent token"),
-    ]
-    rows = [
-        (f"{kind} {name}", form, what) for kind in ("MLM", "LM") for name, form, what in measures
-    ]
-    rows.append(("NSP accuracy", "{:.1%}", "majority label"))
+_BASELINES = {"unigram": "unigram", "majority": "majority label"}
+
+
+def as_markdown(report: dict[str, Any], metrics: Sequence[Metric]) -> str:
+    """Gives the report as Markdown. metrics: the objective's."""
     held_out, baseline, speed = report["held_out"], report["baseline"], report["speed"]
     text = ["| held-out | model | baseline | |", "|---|---:|---:|---|"]
-    text += [
-        f"| {title} | {form.format(held_out[name])} | {form.format(baseline[name])} | {what} |"
-        for title, form, what in rows
-        if (name := title.lower().replace(" ", "_")) in held_out
-    ]
+    for metric in metrics:
+        name, what = metric.name, _BASELINES.get(metric.baseline, "")
+        if name not in held_out or name not in baseline:
+            continue
+        if metric.baseline == "unigram" and metric.better == "higher":
+            what = "most frequent token"
+        values = (metric.form.format(values[name]) for values in (held_out, baseline))
+        text.append(f"| {metric.title} | {' | '.join(values)} | {what} |")
     if "warning" in report:
         text += ["", f"**Warning**: {report['warning']}."]
     mfu = f", MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
@@ -201,17 +200,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def plot_curves(
-    lines: list[dict[str, Any]],
-    baseline: Mapping[str, float],
-    path: Path,
-    names: Sequence[str] = (
-        "mlm_loss",
-        "mlm_accuracy",
-        "lm_loss",
-        "lm_accuracy",
-        "nsp_accuracy",
-        "learning_rate",
-    ),
+    lines: list[dict[str, Any]], baseline: Mapping[str, float], path: Path, names: Sequence[str]
 ) -> None:
     """The named metrics that there are over the steps, with the baselines dashed."""
     from matplotlib.figure import Figure  # late: most of a run does without

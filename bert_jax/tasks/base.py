@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import numpy as np
@@ -195,6 +195,14 @@ class Task(Protocol):
         """
         ...
 
+    def tuned(self, examples: Sequence[Any], predictions: Sequence[Any]) -> "Task":
+        """Gives the task with a threshold that is found on these; most have none (`Untuned`)."""
+        ...
+
+    def with_threshold(self, predictions: Sequence[Any]) -> list[Any]:
+        """Decides predictions anew with the task's threshold."""
+        ...
+
     def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """The official metrics, as fractions (1.0 is perfect) whatever the official unit."""
         ...
@@ -216,6 +224,18 @@ class Task(Protocol):
     def plot(self, path: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> Path | None:
         """A picture of the errors (PNG) where one tells something."""
         ...
+
+
+class Untuned:
+    """Part of the tasks that have no threshold to be found."""
+
+    def tuned(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Self:
+        """Gives the task itself."""
+        return self
+
+    def with_threshold(self, predictions: Sequence[Any]) -> list[Any]:
+        """Gives the predictions as they are."""
+        return list(predictions)
 
 
 E = TypeVar("E", bound=Example)
@@ -327,11 +347,11 @@ def encode_pairs(
         part = pairs[begin : begin + 10_000]
         ids = iter(tokenizer.encode_batch([text for texts in part for text in texts]))
         for texts in part:
-            if max_length < len(texts) + 2:
+            if max_length <= tokenizer.template.around(len(texts)):
                 raise UserError(f"max_length={max_length} leaves no room for text")
             pieces = [next(ids) for _ in texts]
             arrays = join_texts(pieces, tokenizer, max_length)
-            cut = sum(map(len, pieces)) + len(texts) + 1 > max_length
+            cut = sum(map(len, pieces)) + tokenizer.template.around(len(texts)) > max_length
             encoded.append(Feature(arrays, len(encoded), cut=cut))
     return encoded
 
@@ -340,12 +360,8 @@ def join_texts(
     pieces: Sequence[Sequence[int]], tokenizer: Tokenizer, max_length: int
 ) -> dict[str, np.ndarray]:
     """Arrays "tokens" and "segments", int32[S], of one text or two; see `encode_pairs`."""
-    first, second = (*pieces, ())[:2]
-    room = max_length - 1 - len(pieces)
-    kept = min(len(first), max(room - len(second), (room + 1) // 2))
-    tokens = [tokenizer.cls_id, *first[:kept], tokenizer.sep_id]
-    segments = [0] * len(tokens)
-    if len(pieces) == 2:
-        tokens += [*second[: room - kept], tokenizer.sep_id]
-        segments += [1] * (len(tokens) - len(segments))
-    return {"tokens": np.array(tokens, np.int32), "segments": np.array(segments, np.int32)}
+    first, *second = pieces
+    room = max_length - tokenizer.template.around(len(pieces))
+    kept = min(len(first), max(room - sum(map(len, second)), (room + 1) // 2))
+    rest = [piece[: room - kept] for piece in second]
+    return tokenizer.template.join(first[:kept], *rest)

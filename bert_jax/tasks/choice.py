@@ -18,7 +18,7 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Choose
 from bert_jax.tasks import metrics, rows
-from bert_jax.tasks.base import Feature, Source, in_order
+from bert_jax.tasks.base import Feature, Source, Untuned, in_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(Untuned):
     """A table with a prompt, endings and the right one in columns.
 
     train, dev, test: names of the files of the splits. columns: of files without a header.
@@ -172,26 +172,21 @@ class Choice:
         prompts = tokenizer.encode_batch([example.prompt for example in examples])
         texts = [ending for example in examples for ending in example.endings]
         endings = iter(tokenizer.encode_batch(texts))
-        features, room = [], max_length - 3
+        features, room = [], max_length - tokenizer.template.around(2)
         for place, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-            pairs, cut = [], False
+            rows, cut = [], False
             for _ in example.endings:
                 ending = next(endings)
                 cut |= len(prompt) + len(ending) > room
                 second = ending[:room]
                 first = prompt[max(len(prompt) + len(second) - room, 0) :]
-                pairs.append(
-                    (
-                        [tokenizer.cls_id, *first, tokenizer.sep_id],
-                        [*second, tokenizer.sep_id],
-                    )
-                )
-            lengths = np.array([len(first) + len(second) for first, second in pairs], np.int32)
-            tokens = np.full((len(pairs), lengths.max()), tokenizer.pad_id, np.int32)
+                rows.append(tokenizer.template.join(first, second))
+            lengths = np.array([len(row["tokens"]) for row in rows], np.int32)
+            tokens = np.full((len(rows), lengths.max()), tokenizer.pad_id, np.int32)
             segments = np.zeros_like(tokens)
-            for row, (first, second) in enumerate(pairs):
-                tokens[row, : lengths[row]] = first + second
-                segments[row, len(first) : lengths[row]] = 1
+            for number, row in enumerate(rows):
+                tokens[number, : lengths[number]] = row["tokens"]
+                segments[number, : lengths[number]] = row["segments"]
             arrays = {"tokens": tokens, "segments": segments, "lengths": lengths}
             if train and example.label is not None:
                 arrays["label"] = np.array(example.label, np.int32)

@@ -148,8 +148,8 @@ class Answering:
         for place, example in enumerate(examples):
             query = pieces[example.question].ids[: self.max_query]
             context = pieces[example.context]
-            first = len(query) + 2
-            room = max_length - first - 1
+            first = tokenizer.template.second(len(query))
+            room = max_length - len(query) - tokenizer.template.around(2)
             if room < 1:
                 raise UserError(
                     f"{example.where or 'a question'}: max_length={max_length} leaves no room for "
@@ -161,10 +161,7 @@ class Answering:
                 answer = context.span(begin, begin + len(text))
             for start, window in windows(context, room, self.doc_stride, first):
                 ids = context.ids[start : start + len(window.offsets)]
-                cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
-                tokens = np.concatenate([cls, query, sep, ids, sep]).astype(np.int32)
-                segments = (np.arange(len(tokens)) >= first).astype(np.int32)
-                arrays = {"tokens": tokens, "segments": segments}
+                arrays = tokenizer.template.join(query, ids)
                 if train:
                     inside = answer and start <= answer[0] and answer[1] < start + len(ids)
                     at = np.array(answer) - start + first if inside else np.zeros(2)

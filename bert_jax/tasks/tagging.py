@@ -20,14 +20,14 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.models.body import Body
 from bert_jax.objectives.finetuning import Tag
 from bert_jax.tasks import conll, rows
-from bert_jax.tasks.base import Feature, Source, file_of
+from bert_jax.tasks.base import Feature, Source, Untuned, file_of
 from bert_jax.tasks.conll import Sentence
 from bert_jax.tasks.tagging_windows import Unit, filled, pieces_of_text, pieces_of_words, windows
 from bert_jax.training import distributed
 
 
 @dataclasses.dataclass(frozen=True)
-class Tagging:
+class Tagging(Untuned):
     """A tagging data set in CoNLL columns.
 
     train, dev, test: names of the files of the splits. joined: the "words" are the characters of
@@ -104,17 +104,18 @@ class Tagging:
                 f"{len(unknown):,}"
             )
         pieces = pieces_of_text if self.joined else pieces_of_words
+        template = tokenizer.template
+        room = max_length - template.around(1)
         features = []
         for place, stream, inside, units in self._streams(examples, pieces(examples, tokenizer)):
             tags = examples[place].tags
-            for start, kept in windows(inside, units, len(stream), max_length - 2):
-                ids = stream[start : start + max_length - 2]
-                tokens = np.array([tokenizer.cls_id, *ids, tokenizer.sep_id], np.int32)
-                arrays = {"tokens": tokens, "segments": np.zeros_like(tokens)}
-                info = np.array([(p + 1 - start, first, end) for p, first, end in kept])
+            for start, kept in windows(inside, units, len(stream), room):
+                arrays = template.join(stream[start : start + room])
+                shift = len(template.before) - start
+                info = np.array([(p + shift, first, end) for p, first, end in kept])
                 info = info.reshape(-1, 3).astype(np.int32)
                 if train and tags is not None:
-                    arrays["token_labels"] = np.full(len(tokens), -1, np.int32)
+                    arrays["token_labels"] = np.full(len(arrays["tokens"]), -1, np.int32)
                     arrays["token_labels"][info[:, 0]] = [numbers[tags[w]] for w in info[:, 1]]
                 features.append(Feature(arrays, place, info))
         return features

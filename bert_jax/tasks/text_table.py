@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bert_jax.common.errors import UserError
 from bert_jax.data.opened import open_bytes
-from bert_jax.tasks.base import Source
+from bert_jax.tasks.base import Source, Untuned
 from bert_jax.tasks.rows import Row, column, flat, number, read_rows, read_tfds
 
 IDS = ("index", "idx", "id", "guid")
@@ -36,7 +36,7 @@ class TextExample:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextTable:
+class TextTable(Untuned):
     """Where a data set's texts and labels are.
 
     Attributes:

@@ -1,6 +1,5 @@
 """Config files: their typed arguments, and from their fields to the objects of a run."""
 
-import dataclasses
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -8,21 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bert_jax.common import run_format
 from bert_jax.common.errors import UserError, did_you_mean
-from bert_jax.models.encoder import EncoderConfig
-from bert_jax.models.layers import ACTIVATIONS
 
-# name: (layers L, width D, heads N). tiny to medium are sizes of google-research/bert's 24 small
-# models, base and large the paper's.
-SIZES = {
-    "tiny": (2, 128, 2),
-    "mini": (4, 256, 4),
-    "small": (4, 512, 8),
-    "medium": (8, 512, 8),
-    "base": (12, 768, 12),
-    "large": (24, 1024, 16),
-}
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -104,37 +90,13 @@ def _computes_in_bfloat16(device: Any) -> bool:
     return device.platform != "cpu" and (nvidia is None or int(nvidia[1]) >= 8)
 
 
-def _check_names(model: Mapping[str, Any]) -> None:
-    """Checks that a `model` section has the fields of an encoder, neither more nor fewer.
+def compute_dtype(dtype: str) -> str:
+    """Decides what is computed in: "auto" is bfloat16 where the accelerator computes in it.
 
-    A model of Hugging Face or of a TF1 release, and a run that was converted from one, has not
-    those of which such a config says nothing; they are then as in BERT.
+    Raises: UserError: an unknown dtype.
     """
-    known = {field.name for field in dataclasses.fields(EncoderConfig)} - {"vocab_size", "dtype"}
-    if missing := known - model.keys() - {"causal", "kernels", "norm_epsilon"}:
-        raise UserError(f"the model section of the config lacks {', '.join(sorted(missing))}")
-    if unknown := model.keys() - known:
-        raise run_format.newer("config", f"setting model.{min(unknown)}")
-
-
-def encoder_config(model: Mapping[str, Any], vocab_size: int, dtype: str) -> EncoderConfig:
-    """The encoder of a config's `model` section; 0 as head or feed-forward width: D/N and 4·D.
-
-    dtype: float32, bfloat16, or auto: bfloat16 where the accelerator computes in it.
-    Raises: UserError: an unknown activation or dtype, or heads that do not divide the width; a
-      name that is missing in the section, or that this version does not know.
-    """
-    _check_names(model)
-    choose("model.activation", model["activation"], ACTIVATIONS)  # of models from elsewhere
     if dtype == "auto":
-        dtype = "bfloat16" if _computes_in_bfloat16(jax.devices()[0]) else "float32"
+        return "bfloat16" if _computes_in_bfloat16(jax.devices()[0]) else "float32"
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype {dtype!r} is unknown; known: float32, bfloat16, auto")
-    width, heads = model["width"], model["heads"]
-    if not model["head_width"] and width % heads:
-        raise UserError(f"model.width={width} does not divide by model.heads={heads}")
-    sizes = {
-        "head_width": model["head_width"] or width // heads,
-        "feed_forward": model["feed_forward"] or 4 * width,
-    }
-    return EncoderConfig(**{**model, **sizes}, vocab_size=vocab_size, dtype=dtype)
+    return dtype

@@ -21,7 +21,7 @@ import numpy as np
 from bert_jax.common import run_format
 from bert_jax.common.errors import Stopped, UserError
 from bert_jax.common.progress import Progress
-from bert_jax.objectives.base import Batch, Mean
+from bert_jax.objectives.base import Batch, Mean, Metric
 from bert_jax.training import distributed, goodput, optim, sharding
 from bert_jax.training import metrics as metrics_lib
 from bert_jax.training.checkpoint import Checkpoints, has_checkpoint
@@ -56,7 +56,7 @@ class Schedule:
     keep_every: int = 0  # steps; at multiples of it one is saved, and stays
     # Held-out metric of the last phase whose best checkpoint is kept besides, of a loss the lowest,
     # else the highest; empty: none.
-    best: str = ""
+    best: Metric | None = None
     checkpoint_minutes: float = 0.0  # since the last one: another, so that no more is lost; 0: none
 
 
@@ -174,8 +174,7 @@ def run(
                 with clock.pause(), ledger.spending("evaluating"):
                     held_out = evaluate(state["params"], phase)
                 if schedule.best and phase is phases[-1]:
-                    sign = -1 if schedule.best.endswith("loss") else 1
-                    score = sign * held_out[schedule.best]
+                    score = schedule.best.score(held_out)
                 log.write(step, "held_out", held_out, {"seconds": clock.paused})
                 if speaks:
                     progress.say(_line(step, "held out", held_out))
@@ -216,7 +215,7 @@ def held_out_means(trainer: Trainer, params: Any, phase: Phase) -> dict[str, flo
         # On the host: on the devices each sum would be one more computation in flight.
         found = jax.device_get(means)
         total = {n: total[n] + mean for n, mean in found.items()} if total else found
-    return metrics_lib.values(total)
+    return metrics_lib.values(total, trainer.objective.metrics)
 
 
 def _device_batches(
@@ -251,7 +250,7 @@ def _log_training(
     progress: Progress,
 ) -> State:  # fmt: skip
     """Writes the means since the last log, and returns the state with an empty window."""
-    values = metrics_lib.values(state["window"])
+    values = metrics_lib.values(state["window"], trainer.objective.metrics)
     values["learning_rate"] = float(trainer.learning_rate(step - 1))
     speed = clock.lap()
     log.write(step, "train", values, speed)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 from bert_jax.common import schemas
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import json_line, read_json_lines, write_json_lines
-from bert_jax.objectives.base import Mean
+from bert_jax.objectives.base import Mean, Metric
 from bert_jax.training import distributed
 from bert_jax.training.events import Events
 
@@ -39,12 +39,13 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((peak for kind, peak in PEAK_FLOPS.items() if kind in device.device_kind), None)
 
 
-def values(means: Mapping[str, Mean]) -> dict[str, float]:
-    """Means divided, as Python floats; every language-model loss with its perplexity."""
+def values(means: Mapping[str, Mean], metrics: Sequence[Metric] = ()) -> dict[str, float]:
+    """Divides means, as Python floats, and adds the perplexities that `metrics` declare."""
     result = {name: float(mean.value()) for name, mean in jax.device_get(dict(means)).items()}
-    for name in [name for name in result if name.endswith("lm_loss")]:
-        # Capped at what a float64 holds, as a run that diverges must not end in an overflow.
-        result[name.replace("_loss", "_perplexity")] = math.exp(min(result[name], 700.0))
+    for metric in metrics:
+        if metric.perplexity_of in result:
+            # Capped at what a float64 holds, as a run that diverges must not end in an overflow.
+            result[metric.name] = math.exp(min(result[metric.perplexity_of], 700.0))
     return result
 
 

@@ -4,6 +4,7 @@ Sources: BERT paper A.2; google-research/bert `optimization.py` (AdamWeightDecay
 LAMB: arXiv 1904.00962 with the exclusions of google-research/albert `lamb_optimizer.py`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,28 +52,39 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
+def _falling(count: jax.Array, begin: float, steps: int) -> jax.Array:
+    return jnp.clip((steps - count) / max(steps - begin, 1), 0.0, 1.0)
+
+
+# By the name of optimizer.decay_from: the share of the peak after warm-up, of (step, steps of
+# warm-up, steps). A schedule of another shape is one more row.
+DECAYS: dict[str, Callable[[jax.Array, float, int], jax.Array]] = {
+    # From step 0 on, so the rate jumps down a little where warm-up ends (released code).
+    "start": lambda count, warmup, steps: _falling(count, 0, steps),
+    "warmup": _falling,  # it falls from the peak at the end of warm-up
+}
+
+
 def learning_rate(
     peak: float, steps: int, warmup_steps: float, decay_from: str = "start"
 ) -> optax.Schedule:
-    """Linear warm-up from 0, then linear decay to 0 at `steps`.
+    """Makes a linear warm-up from 0, then the decay that is named.
 
-    warmup_steps: below 1 it is a share of the steps.
-    decay_from: "start": the line falls from step 0, so the rate jumps down a little where warm-up
-    ends (released code); "warmup": it falls from the peak at the end of warm-up.
+    warmup_steps: below 1 it is a share of the steps. decay_from: a name of DECAYS.
     Raises: UserError: another `decay_from`, or warm-up longer than the training.
     """
-    if decay_from not in ("start", "warmup"):
-        raise UserError(f"optimizer.decay_from is {decay_from!r}; known: start, warmup")
+    if decay_from not in DECAYS:
+        raise UserError(f"optimizer.decay_from is {decay_from!r}; known: {', '.join(DECAYS)}")
     if 0 < warmup_steps < 1:
         warmup_steps = round(steps * warmup_steps)
     if not 0 <= warmup_steps <= steps:
         raise UserError(f"warmup_steps={warmup_steps:g} must lie between 0 and steps={steps}")
-    begin = 0 if decay_from == "start" else warmup_steps
+    decay = DECAYS[decay_from]
 
     def schedule(count: jax.Array) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
-        falling = jnp.clip((steps - count) / max(steps - begin, 1), 0.0, 1.0)
-        return peak * jnp.where(count < warmup_steps, count / max(warmup_steps, 1), falling)
+        rising = count / max(warmup_steps, 1)
+        return peak * jnp.where(count < warmup_steps, rising, decay(count, warmup_steps, steps))
 
     return schedule
 
@@ -97,20 +109,33 @@ def schedule(config: Any, steps: int) -> optax.Schedule:
     return optax.join_schedules([first, last], [switch])
 
 
-def optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled weight decay, [LAMB's trust ratio,] learning rate.
-
-    config: name (adamw|lamb), beta1, beta2, epsilon, weight_decay, decay_all (of biases and norms,
-    too), clip_norm (0: no clipping), bias_correction.
-    Raises: UserError: another name.
-    """
-    if config.name not in ("adamw", "lamb"):
-        raise UserError(f"optimizer.name is {config.name!r}; known: adamw, lamb")
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts += [
+def _adamw(config: Any) -> list[optax.GradientTransformation]:
+    return [
         scale_by_adam(config.beta1, config.beta2, config.epsilon, config.bias_correction),
         optax.add_decayed_weights(config.weight_decay, None if config.decay_all else decayed),
     ]
-    if config.name == "lamb":
-        parts.append(optax.masked(optax.scale_by_trust_ratio(), decayed))
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def _lamb(config: Any) -> list[optax.GradientTransformation]:
+    return [*_adamw(config), optax.masked(optax.scale_by_trust_ratio(), decayed)]
+
+
+# By name: the steps between the clipped gradient and the learning rate. config: beta1, beta2,
+# epsilon, weight_decay, decay_all (of biases and norms, too), bias_correction.
+OPTIMIZERS: dict[str, Callable[[Any], list[optax.GradientTransformation]]] = {
+    "adamw": _adamw,  # decoupled weight decay
+    "lamb": _lamb,  # with LAMB's trust ratio
+}
+
+
+def optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Makes the optimiser: clip by global norm, a row of OPTIMIZERS, learning rate.
+
+    config: name, clip_norm (0: no clipping), and what the row takes.
+    Raises: UserError: another name.
+    """
+    if config.name not in OPTIMIZERS:
+        raise UserError(f"optimizer.name is {config.name!r}; known: {', '.join(OPTIMIZERS)}")
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    rows = OPTIMIZERS[config.name](config)
+    return optax.chain(*clip, *rows, optax.scale_by_learning_rate(schedule))

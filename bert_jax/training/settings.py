@@ -1,20 +1,10 @@
-"""What the fields of configs/pretrain.py may be, and those that fine-tuning has as well."""
+"""What the fields of configs/pretrain.py may be that every family has; and of fine-tuning some."""
 
 from typing import Any
 
 from bert_jax.common.errors import UserError
-from bert_jax.common.fields import Field, Settings, number, one_of, path, switch, whole
-from bert_jax.models.layers import ACTIVATIONS
-
-
-def _masks(config: Any) -> str:
-    return (
-        "with model.causal=true (objective=ltr): nothing is masked" if config.model.causal else ""
-    )
-
-
-def _pairs(config: Any) -> str:
-    return "" if config.pairs else "with pairs=false: text is contiguous"
+from bert_jax.common.fields import Field, Settings, number, one_of, path, switch, text, whole
+from bert_jax.training.optim import DECAYS, OPTIMIZERS
 
 
 def _has_short_phase(config: Any) -> str:
@@ -40,19 +30,11 @@ def _warms_up(config: Any) -> str:
     return "" if any(warmups) else "with warmup_steps=0"
 
 
-def _has_layers(config: Any) -> str:
-    return "with model.layers=1" if config.model.layers == 1 else ""
-
-
-def _begins_anew(config: Any) -> str:
-    return "with init_from, whose parameters the run takes" if config.init_from else ""
-
-
 _MESH = {f"mesh.{axis}": whole(-1) for axis in ("data", "fsdp", "tensor")}
 _OPTIMIZER = {
     "learning_rate": number(above=0),
     "warmup_steps": number(least=0),
-    "optimizer.name": one_of("adamw", "lamb"),
+    "optimizer.name": one_of(*OPTIMIZERS),
     "optimizer.beta1": number(least=0, below=1),
     "optimizer.beta2": number(least=0, below=1),
     "optimizer.epsilon": number(above=0),
@@ -60,7 +42,7 @@ _OPTIMIZER = {
     "optimizer.clip_norm": number(least=0),
     "optimizer.bias_correction": switch(),
     "optimizer.decay_all": switch(_decays),
-    "optimizer.decay_from": one_of("start", "warmup", acts=_warms_up),
+    "optimizer.decay_from": one_of(*DECAYS, acts=_warms_up),
 }
 COMMON = {
     "init_from": path(),
@@ -76,6 +58,7 @@ COMMON = {
 }
 _PRETRAIN: dict[str, Field] = {
     **COMMON,
+    "family": text(),
     "corpus": path(),
     "steps": whole(1),
     "seq_length": whole(1),
@@ -84,32 +67,6 @@ _PRETRAIN: dict[str, Field] = {
     "short_phase.batch_size": whole(0, 10**7, acts=_has_short_phase),
     "short_phase.learning_rate": number(least=0, acts=_has_short_phase),
     "short_phase.warmup_steps": number(least=0, acts=(_has_short_phase, _has_short_schedule)),
-    "nsp": switch(),
-    "pairs": switch(),
-    "nsp_exact_half": switch(_pairs),
-    "short_seq_prob": number(least=0, most=1, acts=_pairs),
-    "masking.rate": number(above=0, most=1, acts=_masks),
-    "masking.mask_share": number(least=0, most=1, acts=_masks),
-    "masking.random_share": number(least=0, most=1, acts=_masks),
-    "masking.whole_word": switch(_masks),
-    "masking.max_predictions": whole(0, acts=_masks),
-    "masking.dupe_factor": whole(0),
-    "model.layers": whole(1, 1_000),
-    "model.width": whole(1),
-    "model.heads": whole(1),
-    "model.head_width": whole(0),
-    "model.feed_forward": whole(0),
-    "model.max_positions": whole(1),
-    "model.segment_types": whole(1),
-    "model.activation": one_of(*ACTIVATIONS),
-    "model.norm_epsilon": number(above=0),
-    "model.init_stddev": number(above=0, acts=_begins_anew),
-    "model.causal": switch(),
-    "model.hidden_dropout": number(least=0, below=1),
-    "model.attention_dropout": number(least=0, below=1),
-    "model.scan_layers": switch(_has_layers),
-    "model.remat": switch(),
-    "model.kernels": switch(),
     "workers": whole(0, 1_000),
     "log_instances": switch(),
     "eval_every": whole(1, cadence=True),
@@ -128,14 +85,9 @@ def check_warmup(config: Any) -> None:
         )
 
 
-def _check_pretraining(config: Any) -> None:
+def check_pretraining(config: Any) -> None:
+    """Raises UserError: what any pre-training has does not go together."""
     check_warmup(config)
-    if config.masking.mask_share + config.masking.random_share > 1:
-        raise UserError("masking.mask_share and masking.random_share are over 1 together")
-    if config.nsp and (config.model.causal or not config.pairs):
-        raise UserError("nsp=true needs pairs=true and model.causal=false")
-    if config.pairs and config.model.segment_types < 2:
-        raise UserError("pairs=true needs model.segment_types=2")
     longest = config.seq_length
     if config.short_phase.share:
         longest = max(longest, config.short_phase.seq_length)
@@ -145,4 +97,4 @@ def _check_pretraining(config: Any) -> None:
         )
 
 
-PRETRAIN = Settings(_PRETRAIN, _check_pretraining)
+PRETRAIN = Settings(_PRETRAIN, check_pretraining)

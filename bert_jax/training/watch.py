@@ -24,7 +24,7 @@ _WAITING_SECONDS = 600.0
 _WORKING_SECONDS = 3600.0
 _LOOK_SECONDS = 1.0
 # Names of modules: where the main thread only waits.
-_WAITING = {f"bert_jax.{name}" for name in ("train", "trainer", "sharding", "distributed")}
+_WAITING = {f"bert_jax.training.{name}" for name in ("loop", "trainer", "sharding", "distributed")}
 _WORKING = {"bert_jax.training.checkpoint", "jax._src.compiler"}
 _STALLED = "bert_jax/stalled/"  # keys of JAX's key-value store: one for each process
 _ASKED_TO_STOP = "RECEIVED_PREEMPTION_NOTICE"  # where JAX's preemption service tells all of them

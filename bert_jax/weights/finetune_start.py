@@ -154,10 +154,10 @@ def initial_params(config: Any, model: store.Pretrained, task: Task, trainer: Tr
     if _reads_others(fresh, given):
         del given["pooler"]
     params, new, unused = store.merge(fresh, given, config.init_from)
-    layers = model.model["layers"]
-    for layer in range(layers - config.reinit_layers, layers):
-        params["encoder"][f"layer_{layer}"] = fresh["encoder"][f"layer_{layer}"]
-        new = [*new, f"encoder/layer_{layer}"]
+    backbone = model.body(config.dtype).backbone
+    encoders = params["encoder"], fresh["encoder"]
+    params["encoder"], layers = backbone.reinit(*encoders, config.reinit_layers)
+    new += [f"encoder/{name}" for name in layers]
     if config.reinit_layers and "pooler" in params and "pooler" not in new:
         params["pooler"], new = fresh["pooler"], [*new, "pooler"]
     distributed.say(

@@ -24,23 +24,11 @@ from bert_jax.common.files import (
     write_whole,
 )
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
-from bert_jax.training.config import encoder_config
+from bert_jax.families import FAMILIES, get_family
+from bert_jax.families.base import Family
+from bert_jax.families.names import Names
 from bert_jax.weights.hugging_face_task import in_own_unit, read_task, task_config
-from bert_jax.weights.published import CLASSIFIER, PARTS, RATES, SIZES, TIED, layout, model_section
 from bert_jax.weights.store import HUB, Pretrained, check_params, new_folder, some
-
-# Their classes, and which parts ours must have besides the encoder; the first that fits is written.
-_ARCHITECTURES = [
-    ("BertForSequenceClassification", ("pooler", "classifier")),
-    ("BertForTokenClassification", ("tag_head",)),
-    ("BertForMultipleChoice", ("pooler", "choice_head")),
-    ("BertForQuestionAnswering", ("span_head",)),
-    ("BertForPreTraining", ("pooler", "mlm_head", "nsp_head")),
-    ("BertForMaskedLM", ("mlm_head",)),
-    ("BertForNextSentencePrediction", ("pooler", "nsp_head")),
-    ("BertModel", ("pooler",)),
-    ("BertModel", ()),
-]
 
 
 def read(folder: str | Path) -> Pretrained:
@@ -101,10 +89,12 @@ def assemble(
         ): value
         for name, value in theirs.items()
     }  # the first releases kept TensorFlow's names
-    if not any(name.startswith("bert.") for name in theirs):  # of a bare BertModel
-        theirs = {f"bert.{name}": value for name, value in theirs.items()}
-    theirs.pop("bert.embeddings.position_ids", None)  # 0, 1, 2, ...
-    for copy, original in TIED.items():
+    family = _family(config)
+    names = family.known_elsewhere()
+    if not any(name.startswith(names.prefix) for name in theirs):  # of a bare model
+        theirs = {f"{names.prefix}{name}": value for name, value in theirs.items()}
+    theirs.pop(f"{names.prefix}embeddings.position_ids", None)  # 0, 1, 2, ...
+    for copy, original in names.tied.items():
         value = theirs.pop(copy, None)
         if value is not None and not np.array_equal(value, theirs.setdefault(original, value)):
             raise UserError(
@@ -112,15 +102,15 @@ def assemble(
                 "to the embeddings, is not supported"
             )
     architecture = (config.get("architectures") or [""])[0]
-    _check_numbers(config, where)
-    model, c = model_section(config, where)
+    _check_numbers(names, config, where)
+    model, backbone = names.model(config, where)
     parts = {}
-    for part, prefix in PARTS.items():
-        own = prefix != "classifier" or part == CLASSIFIER.get(architecture, "classifier")
+    for part, prefix in names.parts.items():
+        own = prefix != "classifier" or part == names.classifiers.get(architecture, "classifier")
         if own and any(name.startswith(prefix) for name in theirs):
             weight = theirs.get(f"{prefix}.weight")
             parts[part] = 0 if weight is None else len(weight)
-    table = layout(c, parts)
+    table = names.arrays(backbone, parts)
     wrong = []
     for array in table.values():
         found = theirs.get(array.theirs)
@@ -152,7 +142,7 @@ def assemble(
     if unused:
         notes.append(f"not used: {', '.join(unused)}")
     task, told = read_task(config, parts, where)
-    made = Pretrained(model, params, tokenizer, task, (*notes, *told))
+    made = Pretrained(model, params, tokenizer, task, (*notes, *told), family=family.name)
     check_params(made, where)
     return made
 
@@ -168,7 +158,9 @@ def disassemble(
     features = pretrained.tuning.get("features")
     if pretrained.task is not None and features not in (None, "", "last"):
         raise UserError(f"{whose} has no BERT whose head reads features={features}")
-    c = encoder_config(pretrained.model, pretrained.tokenizer.vocab_size, "float32")
+    family = get_family(pretrained.family)
+    names = family.known_elsewhere()
+    c: Any = family.backbone(pretrained.model, pretrained.tokenizer.vocab_size, "float32")
     if c.causal:
         raise UserError(f"a left-to-right model is not a BERT of {whose}, which looks both ways")
     if c.heads * c.head_width != c.width:
@@ -178,11 +170,11 @@ def disassemble(
         )
     config = {
         "vocab_size": c.vocab_size,
-        **{theirs: getattr(c, ours) for theirs, ours in (SIZES | RATES).items()},
+        **{theirs: getattr(c, ours) for theirs, ours in {**names.sizes, **names.rates}.items()},
         "hidden_act": "gelu_new" if c.activation == "gelu_tanh" else c.activation,
     }
     arrays = {}
-    for name, array in layout(c, parts).items():
+    for name, array in names.arrays(c, parts).items():
         value: Any = pretrained.params
         for key in name.split("/"):
             value = value[key]
@@ -198,14 +190,15 @@ def write(folder: str | Path, pretrained: Pretrained) -> list[str]:
     """
     pretrained = in_own_unit(pretrained)
     params, tokenizer = pretrained.params, pretrained.tokenizer
-    architecture, parts = architecture_of(params)
+    names = get_family(pretrained.family).known_elsewhere()
+    architecture, parts = architecture_of(names, params)
     classes = {part: len(params[part]["dense"]["bias"]) for part in parts}
     config, arrays = disassemble(pretrained, classes, "transformers")
-    if architecture == "BertModel":
-        arrays = {name.removeprefix("bert."): array for name, array in arrays.items()}
+    if architecture == names.classes[-1][0]:
+        arrays = {name.removeprefix(names.prefix): array for name, array in arrays.items()}
     config = {
         "architectures": [architecture],
-        "model_type": "bert",
+        "model_type": names.model_type,
         **config,
         "pad_token_id": tokenizer.pad_id,
         **task_config(pretrained.task, classes),
@@ -222,15 +215,15 @@ def write(folder: str | Path, pretrained: Pretrained) -> list[str]:
     return [f"written as {architecture}" + (f", without {', '.join(left)}" if left else "")]
 
 
-def architecture_of(params: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+def architecture_of(names: Names, params: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The class of transformers that a tree is written as, and the parts that go into it.
 
     Raises: UserError: there is none.
     """
-    strange = params.keys() - PARTS.keys() - {"encoder"}
+    strange = params.keys() - names.parts.keys() - {"encoder"}
     if strange:
         raise UserError(f"transformers has no BERT with {', '.join(sorted(strange))}")
-    return next(row for row in _ARCHITECTURES if set(row[1]) <= params.keys())
+    return next(row for row in names.classes if set(row[1]) <= params.keys())
 
 
 def check_case(tokenizer: Tokenizer, where: Path, says: Mapping[str, bool]) -> None:
@@ -254,12 +247,23 @@ def check_case(tokenizer: Tokenizer, where: Path, says: Mapping[str, bool]) -> N
         )
 
 
+def _family(config: Mapping[str, Any]) -> Family:
+    """Finds the family of a config; the first one's is that of configs that do not say theirs."""
+    types = _types()
+    return types.get(config.get("model_type", ""), next(iter(types.values())))
+
+
+def _types() -> dict[str, Family]:
+    return {family.names.model_type: family for family in FAMILIES.values() if family.names}
+
+
 def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
-    """Raises UserError unless it is the config of a BERT encoder."""
-    known = [name for name, _ in _ARCHITECTURES]
+    """Raises UserError unless it is the config of a model of a family."""
+    known = [name for name, _ in _family(config).known_elsewhere().classes]
     wrong = []
-    if config.get("model_type", "bert") != "bert":
-        wrong.append(f"model_type={config['model_type']} (only bert)")
+    types = _types()
+    if config.get("model_type", next(iter(types))) not in types:
+        wrong.append(f"model_type={config['model_type']} (only {', '.join(types)})")
     wrong += [
         f"architecture {name} (known: {', '.join(dict.fromkeys(known))})"
         for name in config.get("architectures") or []
@@ -273,9 +277,10 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"{folder / 'config.json'}: not supported: {'; '.join(wrong)}")
 
 
-def _check_numbers(config: Mapping[str, Any], where: Path) -> None:
-    """Raises UserError, naming `where`: a size or rate of a BERT config is no number."""
-    sizes, rates = ([n for n in names if n in config] for names in ((*SIZES, "vocab_size"), RATES))
+def _check_numbers(names: Names, config: Mapping[str, Any], where: Path) -> None:
+    """Raises UserError, naming `where`: a size or rate of a config is no number."""
+    sizes = [name for name in (*names.sizes, "vocab_size") if name in config]
+    rates = [name for name in names.rates if name in config]
     wrong = [n for n in sizes if type(config[n]) is not int or not 1 <= config[n] < 2**31]
     wrong += [n for n in rates if type(config[n]) not in (int, float) or not 0 <= config[n] < 1e6]
     wrong += [n for n in rates if n.endswith("prob") and n not in wrong and config[n] >= 1]
@@ -319,7 +324,7 @@ def _arrays(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, np.n
         ]
         if not others:
             raise UserError(f"{folder} has no model.safetensors")
-        name = (config.get("architectures") or ["BertForPreTraining"])[0]
+        name = (config.get("architectures") or ["AutoModel"])[0]
         raise UserError(
             f"{folder} has no model.safetensors, only {some(others)}; .bin and .pt files are "
             "pickles, and opening one runs whatever code is in it. If you trust it, put a "
@@ -348,19 +353,25 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, longest: int, one_segme
     """
     tokenizer.save(folder)
     backend = tokenizers.Tokenizer.from_str(tokenizer.text)
-    _, _, cls, sep, _ = tokenizer.special_tokens
+    template = tokenizer.template
+    first, second = (0, 0) if one_segment else template.segments
+    before, between, after = (
+        [tokenizer.tokens[number] for number in ids]
+        for ids in (template.before, template.between, template.after)
+    )
+    opening = [f"{token}:{first}" for token in [*before, "$A"]]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*opening, *(f"{token}:{first}" for token in after)],
+        pair=[
+            *opening,
+            *(f"{token}:{first}" for token in between),
+            *(f"{token}:{second}" for token in ["$B", *after]),
+        ],
+        special_tokens=[(tokenizer.tokens[number], number) for number in template.special],
+    )
     names = ["input_ids", "attention_mask"]
-    if one_segment:
-        backend.post_processor = processors.TemplateProcessing(
-            single=[cls, "$A", sep],
-            pair=[cls, "$A", sep, "$B", sep],
-            special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
-        )
-    else:
+    if not one_segment:
         names.insert(1, "token_type_ids")
-        backend.post_processor = processors.BertProcessing(
-            (sep, tokenizer.sep_id), (cls, tokenizer.cls_id)
-        )
     # Only this: the library would write other last digits of a unigram vocabulary's scores.
     values = json.loads(tokenizer.text)
     values["post_processor"] = json.loads(backend.to_str())["post_processor"]

@@ -51,7 +51,9 @@ def open_model(path: str | Path) -> Pretrained:
     params = jax.tree.map(np.asarray, load_params(path, step=step, best=task is not None))
     tuning = {name: config[name] for name in _TUNING if task is not None and name in config}
     tokenizer = load_tokenizer(path / "tokenizer")
-    model = Pretrained(config["model"], params, tokenizer, task, tuning=tuning)
+    model = Pretrained(
+        config["model"], params, tokenizer, task, tuning=tuning, family=config["family"]
+    )
     check_params(model, path)
     return model
 

@@ -17,10 +17,9 @@ from bert_jax.common import run_format
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import folder_written_whole, read_text, write_json
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.families import DEFAULT, get_family
 from bert_jax.models.body import Body
 from bert_jax.training.checkpoint import Checkpoints, check_fit
-from bert_jax.training.config import encoder_config
-from bert_jax.weights.published import layout
 
 HUB = "one of the Hugging Face hub is downloaded with hf download NAME --local-dir FOLDER"
 
@@ -42,11 +41,12 @@ class Pretrained:
     task: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    family: str = DEFAULT
 
     def body(self, dtype: str) -> Body:
         """The encoder, computing in `dtype`, with what fine-tuning put on it."""
-        encoder = encoder_config(self.model, self.tokenizer.vocab_size, dtype)
-        return Body(encoder, **{n: v for n, v in self.tuning.items() if n != "max_length"})
+        backbone = get_family(self.family).backbone(self.model, self.tokenizer.vocab_size, dtype)
+        return Body(backbone, **{n: v for n, v in self.tuning.items() if n != "max_length"})
 
     @property
     def max_length(self) -> int:
@@ -67,11 +67,12 @@ def check_params(model: Pretrained, where: Path) -> None:
         known = {part: classes for part, classes in parts.items() if part in model.params}
         if model.task is not None:
             known |= tasks.heads(tasks.from_dict(model.task))
-    shapes = {name: array.shape for name, array in layout(body.encoder, known).items()}
-    wanted = unflatten_dict(
-        {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}, sep="/"
-    )
-    check_fit({part: model.params.get(part, {}) for part in wanted}, wanted, where)
+    if names := get_family(model.family).names:
+        shapes = {name: array.shape for name, array in names.arrays(body.backbone, known).items()}
+        wanted = unflatten_dict(
+            {n: jax.ShapeDtypeStruct(shape, np.float32) for n, shape in shapes.items()}, sep="/"
+        )
+        check_fit({part: model.params.get(part, {}) for part in wanted}, wanted, where)
     for path, leaf in jax.tree.leaves_with_path(model.params):
         if not np.isfinite(np.sum(leaf)) and not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -85,7 +86,11 @@ def save_model(folder: str | Path, pretrained: Pretrained) -> None:
     """
     with new_folder(folder) as made:
         pretrained.tokenizer.save(made / "tokenizer")
-        config = {"format": run_format.FORMAT, "model": dict(pretrained.model)}
+        config = {
+            "format": run_format.FORMAT,
+            "family": pretrained.family,
+            "model": dict(pretrained.model),
+        }
         config |= pretrained.tuning
         write_json(made / "config.json", config)
         if pretrained.task is not None:

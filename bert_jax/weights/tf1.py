@@ -1,4 +1,4 @@
-"""TensorFlow 1 releases of BERT, in and out, without TensorFlow.
+"""Reads TensorFlow 1 releases of BERT, without TensorFlow.
 
 A folder with `bert_config.json`, `NAME.ckpt.index`, `NAME.ckpt.data-*` and `vocab.txt`. The index
 is a sorted string table in LevelDB's format (doc/table_format.md), from the variables' names to
@@ -7,7 +7,7 @@ data files the bytes are. Everything that is read is checked against its CRC-32C
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -15,10 +15,10 @@ import numpy as np
 
 from bert_jax.common import schemas
 from bert_jax.common.errors import UserError
-from bert_jax.common.files import open_regular, read_bytes, read_checked, write_json, write_whole
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
-from bert_jax.weights.hugging_face import assemble, check_case, disassemble
-from bert_jax.weights.store import Pretrained, new_folder, some
+from bert_jax.common.files import open_regular, read_bytes, read_checked
+from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.weights.hugging_face import assemble, check_case
+from bert_jax.weights.store import Pretrained
 
 _CODE = "google-research/bert"
 _PARTS = ("pooler", "mlm_head", "nsp_head", "classifier", "span_head")  # that its programs have
@@ -73,83 +73,10 @@ def read(folder: str | Path) -> Pretrained:
     return assemble(config, theirs, tokenizer, folder, notes)
 
 
-def write(folder: str | Path, pretrained: Pretrained) -> list[str]:
-    """Writes a model as google-research/bert opens it (bert_model.ckpt); whole or not at all.
-
-    Returns: what a release does not say, and its user must know; a line each.
-    Raises: UserError: the folder is not empty, or that code knows no such model or tokenizer.
-    """
-    params, task = pretrained.params, pretrained.task or {}
-    strange = params.keys() - {"encoder", *_PARTS}
-    if strange:
-        raise UserError(f"{_CODE} has no names for {', '.join(sorted(strange))}")
-    if "classifier" in params and task.get("kind", "single") != "single":
-        raise UserError(f"{_CODE} classifies into one of several classes, not kind={task['kind']}")
-    classes = {part: len(params[part]["dense"]["bias"]) for part in params if part != "encoder"}
-    config, theirs = disassemble(pretrained, classes, _CODE)
-    if (epsilon := config.pop("layer_norm_eps")) != 1e-12:
-        raise UserError(f"norm_epsilon={epsilon:g} is not that of {_CODE}, which is always 1e-12")
-    arrays = {}
-    for name, array in theirs.items():
-        name = _renamed(name, [(end, start) for start, end in _NAMES])
-        name = re.sub(r"layer\.(\d+)", r"layer_\1", name).replace(".", "/")
-        arrays[name] = array.T if name.endswith("/kernel") else array
-    notes = [f"written for {_CODE}"]
-    if config["hidden_act"].startswith("gelu"):
-        exact = config["hidden_act"] == "gelu"
-        notes.append(
-            f"activation: {'erf' if exact else 'tanh'}, written as gelu, which is "
-            + ("tanh in its code since 2019-02-07" if exact else "erf in its code of 2018")
-        )
-        config["hidden_act"] = "gelu"
-    if "pooler" not in params:
-        notes.append("no pooler: its BertModel makes one of random values")
-    if config["type_vocab_size"] == 1:
-        notes.append("one segment type: both texts of a pair must be given as segment 0")
-    if task.get("labels"):
-        notes.append(f"names of the classes, not written: {', '.join(task['labels'])}")
-    if task.get("unanswerable"):
-        notes.append(f"for run_squad.py: --null_score_diff_threshold={task['threshold']}")
-    with new_folder(folder) as made:
-        notes += _write_vocabulary(made / "vocab.txt", pretrained.tokenizer)
-        write_json(made / "bert_config.json", config)
-        write_bundle(made / "bert_model.ckpt", arrays)
-        write_whole(made / "checkpoint", 'model_checkpoint_path: "bert_model.ckpt"\n')
-    return notes
-
-
 def _renamed(name: str, ends: Iterable[tuple[str, str]]) -> str:
     """The name with another end, by the first row that fits."""
     row = next((row for row in ends if name.endswith(row[0])), ("", ""))
     return name.removesuffix(row[0]) + row[1]
-
-
-def _write_vocabulary(path: Path, tokenizer: Tokenizer) -> list[str]:
-    """Writes vocab.txt; returns what to tell of how google-research/bert reads it.
-
-    Raises: UserError: it does not say how the tokenizer splits text.
-    """
-    if tokenizer.kind != "wordpiece":
-        raise UserError(f"a {tokenizer.kind} tokenizer cannot be written as a vocab.txt")
-    added = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
-    if words := [token for token in added if token not in tokenizer.special_tokens]:
-        raise UserError(f"vocab.txt does not say that these match whole words: {some(words)}")
-    write_whole(path, "".join(token + "\n" for token in tokenizer.tokens))
-    again = load_tokenizer(path)
-    pairs = zip(tokenizer.tokens, again.tokens, strict=False)
-    if changed := [repr(token) for token, read in pairs if token != read]:
-        raise UserError(f"vocab.txt cannot hold these tokens: {some(changed)}")
-    # What case, accents, Hangul, voicing marks and CJK do to any token.
-    texts = [f"{t} {t.upper()} {t}\u0301 {t}{t}" for t in tokenizer.tokens] + ["한 が"]
-    ours = tokenizer.encode_batch(texts)
-    for text, one, other in zip(texts, ours, again.encode_batch(texts), strict=True):
-        if one != other:
-            raise UserError(f"vocab.txt does not say how the tokenizer splits text, as {text!r}")
-    if again.backend.normalizer.normalize_str("A") == "A":
-        return ["cased: its programs need --do_lower_case=False"]
-    if wordpiece_tokenizer(again.tokens, keep_whole=False).encode_batch(texts) != ours:
-        return ["Hangul and voiced kana: its tokenizer takes them apart, this vocabulary does not"]
-    return []
 
 
 def read_bundle(index: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
@@ -189,68 +116,6 @@ def _variable(name: str, entry: dict, index: Path, shards: int) -> np.ndarray:
     if _masked(crc32c(data)) != entry[6][0]:
         raise UserError(f"{path} is damaged: the checksum of {name} is wrong")
     return np.frombuffer(data, _DTYPES[dtype]).reshape(dims)
-
-
-def write_bundle(prefix: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a checkpoint, PREFIX.index and one data file beside it, as tf.train.Saver does.
-
-    arrays: float32, by the names of the variables.
-    """
-    # BundleHeaderProto: one data file, little-endian, version (producer) 1.
-    entries = {b"": _field(1, 1) + _field(3, _field(1, 1))}
-    with prefix.with_name(f"{prefix.name}.data-00000-of-00001").open("wb") as file:
-        for name in sorted(arrays, key=str.encode):
-            data = np.asarray(arrays[name], _DTYPES[_FLOAT]).tobytes()
-            entries[name.encode()] = _entry(arrays[name].shape, file.tell(), data)
-            file.write(data)
-    prefix.with_name(f"{prefix.name}.index").write_bytes(_write_table(entries))
-
-
-def _entry(shape: tuple[int, ...], offset: int, data: bytes) -> bytes:
-    """The BundleEntryProto of a float32 array, whose bytes lie at `offset` in the data file."""
-    dims = b"".join(_field(2, _field(1, size)) for size in shape)
-    place = _field(4, offset) if offset else b""  # protocol buffers leave zeros out
-    crc = _masked(crc32c(data)).to_bytes(4, "little")
-    size = _field(5, len(data)) if data else b""
-    return _field(1, _FLOAT) + _field(2, dims) + place + size + _to_varint(6 << 3 | 5) + crc
-
-
-def _write_table(entries: Mapping[bytes, bytes]) -> bytes:
-    """The sorted string table of one block: that, an empty meta index, the index, the footer.
-
-    entries: sorted by key, with the empty one.
-    """
-    table = b""
-
-    def put(rows: Mapping[bytes, bytes]) -> bytes:
-        """Appends a block and its trailer; returns its handle."""
-        nonlocal table
-        block = _write_block(rows)
-        handle = _to_varint(len(table)) + _to_varint(len(block))
-        block += b"\0"  # not compressed
-        table += block + _masked(crc32c(block)).to_bytes(4, "little")
-        return handle
-
-    rows = put(entries)
-    after = bytes([max(entries)[0] + 1])  # LevelDB indexes a block by a short key that follows it
-    footer = put({}) + put({after: rows})
-    return table + footer.ljust(40, b"\0") + _MAGIC.to_bytes(8, "little")
-
-
-def _write_block(rows: Mapping[bytes, bytes]) -> bytes:
-    """Keys without what they share with the one before, and values; then the restart points."""
-    block, restarts, last = bytearray(), [0], b""
-    for number, (key, value) in enumerate(rows.items()):
-        if number and number % _RESTART == 0:
-            restarts.append(len(block))
-            last = b""  # nothing is shared, so that readers can start here
-        both = enumerate(zip(last, key, strict=False))
-        shared = next((place for place, (a, b) in both if a != b), len(last))
-        for length in (shared, len(key) - shared, len(value)):
-            block += _to_varint(length)
-        block += key[shared:] + value
-        last = key
-    return bytes(block) + np.array([*restarts, len(restarts)], "<u4").tobytes()
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -294,22 +159,6 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
         place, shift = place + 1, shift + 7
         if byte < 128:
             return value, place
-
-
-def _to_varint(number: int) -> bytes:
-    """What `_varint` reads."""
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    """A field of a protocol buffer: a number, or the bytes of a nested message."""
-    if isinstance(value, int):
-        return _to_varint(number << 3) + _to_varint(value)
-    return _to_varint(number << 3 | 2) + _to_varint(len(value)) + value
 
 
 def _message(data: bytes) -> dict[int, list]:

@@ -1,24 +1,26 @@
-"""BERT as others publish it: the names and layouts of its arrays and of its config, and ours.
+"""BERT in the formats of others: transformers' names, which those of the TF1 releases follow."""
 
-Every array has one entry in the table that `layout` makes; reading and writing both follow it. The
-names are those of transformers. A linear layer's weight is [out, in] there and [in, out] here; the
-outputs of queries, keys and values and the inputs of the attention output are one axis there and
-[N, H] here.
-"""
-
-import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bert_jax.common.errors import UserError
-from bert_jax.models.encoder import EncoderConfig
-from bert_jax.training.config import encoder_config
+from bert_jax.families import encoder
+from bert_jax.families.names import Array, Names
+from bert_jax.models.encoder import EncoderBackbone
 
-PARTS = {  # ours, and how the names of theirs begin; several are called "classifier" there
+_CLASSES = (
+    ("BertForSequenceClassification", ("pooler", "classifier")),
+    ("BertForTokenClassification", ("tag_head",)),
+    ("BertForMultipleChoice", ("pooler", "choice_head")),
+    ("BertForQuestionAnswering", ("span_head",)),
+    ("BertForPreTraining", ("pooler", "mlm_head", "nsp_head")),
+    ("BertForMaskedLM", ("mlm_head",)),
+    ("BertForNextSentencePrediction", ("pooler", "nsp_head")),
+    ("BertModel", ("pooler",)),
+    ("BertModel", ()),
+)
+_PARTS = {  # ours, and how the names of theirs begin; several are called "classifier" there
     "pooler": "bert.pooler.",
     "mlm_head": "cls.predictions.",
     "nsp_head": "cls.seq_relationship",
@@ -27,8 +29,8 @@ PARTS = {  # ours, and how the names of theirs begin; several are called "classi
     "choice_head": "classifier",
     "span_head": "qa_outputs",
 }
-CLASSIFIER = {"BertForTokenClassification": "tag_head", "BertForMultipleChoice": "choice_head"}
-ACTIVATIONS = {  # theirs, ours
+_CLASSIFIERS = {"BertForTokenClassification": "tag_head", "BertForMultipleChoice": "choice_head"}
+_ACTIVATIONS = {  # theirs, ours
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
@@ -36,7 +38,7 @@ ACTIVATIONS = {  # theirs, ours
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
-SIZES = {  # theirs, ours
+_SIZES = {  # theirs, ours
     "num_hidden_layers": "layers",
     "hidden_size": "width",
     "num_attention_heads": "heads",
@@ -44,46 +46,20 @@ SIZES = {  # theirs, ours
     "max_position_embeddings": "max_positions",
     "type_vocab_size": "segment_types",
 }
-RATES = {  # theirs, ours
+_RATES = {  # theirs, ours
     "hidden_dropout_prob": "hidden_dropout",
     "attention_probs_dropout_prob": "attention_dropout",
     "initializer_range": "init_stddev",
     "layer_norm_eps": "norm_epsilon",
 }
 _DEFAULT_RATES = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "init_stddev": 0.02}
-TIED = {  # copies that some files hold, or hold instead
+_TIED = {  # copies that some files hold, or hold instead
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """Their name of an array; the shape of ours; of a kernel, how many axes are its inputs."""
-
-    theirs: str
-    shape: tuple[int, ...]
-    inputs: int = 0
-
-    @property
-    def their_shape(self) -> tuple[int, ...]:
-        """Kernels are [outputs, inputs] there; heads are not an axis of their own."""
-        if self.inputs:
-            return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
-        return self.shape if self.theirs.endswith("embeddings.weight") else (math.prod(self.shape),)
-
-    def to_ours(self, value: np.ndarray) -> np.ndarray:
-        """float32[shape] of an array of `their_shape`."""
-        value = value.T if self.inputs else value
-        return np.ascontiguousarray(value.reshape(self.shape), np.float32)
-
-    def to_theirs(self, value: np.ndarray) -> np.ndarray:
-        """float32[their_shape] of an array of `shape`."""
-        value = value.reshape(self.their_shape[::-1]).T if self.inputs else value
-        return np.ascontiguousarray(value.reshape(self.their_shape), np.float32)
-
-
-def layout(c: EncoderConfig, parts: Mapping[str, int]) -> dict[str, Array]:
+def _arrays(c: EncoderBackbone, parts: Mapping[str, int]) -> dict[str, Array]:
     """Our name of every array of the encoder and of `parts` -> theirs.
 
     parts: names of ours, with the number of classes where there are any.
@@ -122,32 +98,46 @@ def layout(c: EncoderConfig, parts: Mapping[str, int]) -> dict[str, Array]:
             norm("mlm_head/norm", "cls.predictions.transform.LayerNorm")
             table["mlm_head/bias"] = Array("cls.predictions.bias", (c.vocab_size,))
         else:
-            dense(f"{part}/dense", PARTS[part], width, (classes,))
+            dense(f"{part}/dense", _PARTS[part], width, (classes,))
     return table
 
 
-def model_section(config: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], EncoderConfig]:
+def _model(config: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], EncoderBackbone]:
     """The `model` section that a BERT config means, and the encoder with all its rows.
 
     Raises: UserError, naming `where`: a size is missing, or something is not supported.
     """
-    missing = [name for name in (*SIZES, "vocab_size", "hidden_act") if name not in config]
+    missing = [name for name in (*_SIZES, "vocab_size", "hidden_act") if name not in config]
     if missing:
         raise UserError(f"{where}: the config lacks {', '.join(missing)}")
-    if config["hidden_act"] not in ACTIVATIONS:
+    if config["hidden_act"] not in _ACTIVATIONS:
         raise UserError(
             f"{where}: hidden_act={config['hidden_act']} is not supported; "
-            f"known: {', '.join(ACTIVATIONS)}"
+            f"known: {', '.join(_ACTIVATIONS)}"
         )
     model = {
-        **{ours: config[theirs] for theirs, ours in SIZES.items()},
+        **{ours: config[theirs] for theirs, ours in _SIZES.items()},
         "head_width": 0,
-        "activation": ACTIVATIONS[config["hidden_act"]],
+        "activation": _ACTIVATIONS[config["hidden_act"]],
         **_DEFAULT_RATES,
-        **{ours: config[theirs] for theirs, ours in RATES.items() if theirs in config},
+        **{ours: config[theirs] for theirs, ours in _RATES.items() if theirs in config},
         "causal": False,
         "scan_layers": False,
         "remat": False,
         "kernels": False,
     }
-    return model, encoder_config(model, config["vocab_size"], "float32")
+    return model, encoder.backbone(model, config["vocab_size"], "float32")
+
+
+NAMES = Names(
+    model_type="bert",
+    prefix="bert.",
+    classes=_CLASSES,
+    parts=_PARTS,
+    classifiers=_CLASSIFIERS,
+    tied=_TIED,
+    sizes=_SIZES,
+    rates=_RATES,
+    arrays=_arrays,
+    model=_model,
+)
