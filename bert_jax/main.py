@@ -181,9 +181,10 @@ def _instances(
     family = family_of(config)
     options = family.layout_options(config)
     copies = family.dupe_factor(config) if split == "train" else None
-    template = family.template(corpus.tokenizer.vocabulary)
+    tokenizer = corpus.tokenizer
+    tokenizer.template = family.template(tokenizer.vocabulary)
     return _made(
-        corpus.splits[split], seq_length, seed, template, objective.layout,
+        corpus.splits[split], seq_length, seed, tokenizer.template, objective.layout,
         tuple(options.items()), copies,
     )  # fmt: skip
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from absl import flags
 
 from bert_jax.common import entry
-from bert_jax.common.command_line import CONFIG, changed, read_config
+from bert_jax.common.command_line import CONFIG, OUT, changed, read_config
 from bert_jax.common.errors import UserError
-from bert_jax.common.flag_parsing import path_flag
 from bert_jax.common.outputs import check_folder
 from bert_jax.preparing.beam import Beam
 from bert_jax.preparing.build import prepare
 from bert_jax.preparing.settings import PREPARE
 
-_OUT = path_flag("out", "Folder of the corpus to make.")
 _RUNNER = flags.DEFINE_string(
     "runner",
     None,
@@ -36,7 +34,7 @@ _BEAM_OPTIONS = flags.DEFINE_string(
 
 def main() -> None:
     config = read_config(CONFIG, PREPARE)
-    if config is None or not _OUT.value:
+    if config is None or not OUT.value:
         raise UserError("give --config=configs/prepare.py and --out=FOLDER")
     if _BEAM_OPTIONS.value and not _RUNNER.value:
         raise UserError("--beam_options needs --runner")
@@ -45,7 +43,7 @@ def main() -> None:
         raise UserError("workers has no effect with --runner: its own options say how many")
     beam = Beam(_RUNNER.value, _BEAM_OPTIONS.value) if _RUNNER.value else None
     try:
-        prepare(config, check_folder(Path(_OUT.value), "--out"), beam=beam)
+        prepare(config, check_folder(Path(OUT.value), "--out"), beam=beam)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from here") from interrupt
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_jax.common import entry
+from bert_jax.common.command_line import OUT
 from bert_jax.common.errors import UserError
 from bert_jax.common.files import folder_written_whole, write_json_lines
 from bert_jax.common.flag_parsing import path_flag
@@ -31,15 +32,14 @@ PER_MODULE = 20  # passages at most, so that no large module makes up a library
 PER_LIBRARY = {"train": 400, "dev": 100}  # passages at most
 
 _CORPUS = path_flag("corpus", "Corpus of source=pydocs.")
-_OUT = path_flag("out", "Folder of the task to make.")
 
 Rows = list[dict[str, str]]
 
 
 def main() -> None:
-    if not _CORPUS.value or not _OUT.value:
+    if not _CORPUS.value or not OUT.value:
         raise UserError("give --corpus=CORPUS and --out=FOLDER")
-    write_task(Path(_CORPUS.value), Path(_OUT.value))
+    write_task(Path(_CORPUS.value), Path(OUT.value))
 
 
 def write_task(corpus: Path, out: Path) -> None:

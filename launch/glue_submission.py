@@ -12,11 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bert_jax.common import entry
+from bert_jax.common.command_line import OUT
 from bert_jax.common.errors import UserError
-from bert_jax.common.flag_parsing import path_flag
 from bert_jax.tasks.glue import zip_submission
-
-_OUT = path_flag("out", "The zip file to write.", "glue.zip")
 
 
 def main(names: Sequence[str]) -> None:
@@ -29,8 +27,9 @@ def main(names: Sequence[str]) -> None:
     # Both what training left and what mode=predict did, and the folders themselves.
     nested = [Path("predictions"), Path("predict/predictions")]
     folders = [folder / name for folder in given for name in (Path("."), *nested)]
-    missing = zip_submission([folder for folder in folders if folder.is_dir()], Path(_OUT.value))
-    print(f"wrote {_OUT.value}")
+    out = OUT.value or "glue.zip"
+    missing = zip_submission([folder for folder in folders if folder.is_dir()], Path(out))
+    print(f"wrote {out}")
     if missing:
         print(f"the leaderboard also wants {', '.join(missing)}")
 

@@ -46,9 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
 # They train models or start processes. In this order they come first, so that no worker is left
 # with one when the others are done; the second does not wait for the model that the first trains.
 SLOW = (
-    "test_finetune", "test_processes", "test_reproduce", "test_resume", "test_finetune_processes",
-    "test_train", "test_faults", "test_notebooks", "test_finetune_start", "test_prepare_beam",
-    "test_damaged_inputs",
+    "test_finetune", "test_processes", "test_sharding", "test_reproduce", "test_resume",
+    "test_finetune_processes", "test_train", "test_faults", "test_notebooks",
+    "test_finetune_start", "test_prepare_beam", "test_damaged_inputs",
 )  # fmt: skip
 
 

@@ -167,8 +167,9 @@ def _read_corpus(folder: Path) -> Any:
     config = _pretraining(folder / "corpus")
     corpus = main.open_corpus(config.corpus)
     digest = hashlib.sha256(str(corpus.token_counts.tolist()).encode())
+    objective = main.build_objective(config, corpus.tokenizer.vocabulary)
     for split in ("train", "held_out"):
-        instances = main._instances(config, corpus, split, 16, seed=1)
+        instances = main._instances(config, corpus, objective, split, 16, seed=1)
         for start in range(0, 400, 40):
             batch = instances.batch(range(start, start + 40))
             digest.update(b"".join(value.tobytes() for _, value in sorted(batch.items())))

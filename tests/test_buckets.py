@@ -152,7 +152,11 @@ def test_order_is_that_of_the_seed_and_of_the_epoch():
     assert not np.array_equal(plan(seed=3), plan(seed=4))
     np.testing.assert_array_equal(plan(seed=-1), plan(seed=-1))
     one_epoch = np.array(list(train_plan(LENGTHS[:512], 8, 3, 128)))
-    assert not np.array_equal(one_epoch[:64], one_epoch[64:])
+    first, second = (
+        {tuple(sorted(batch)) for batch in part.tolist()}
+        for part in (one_epoch[:64], one_epoch[64:])
+    )
+    assert len(first & second) < 32  # not the same batches in another order
 
 
 def test_batches_of_a_pool_are_in_random_order():

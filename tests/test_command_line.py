@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 from kinds import settings_of
 
@@ -17,24 +18,25 @@ from configs import finetune, pretrain, reproduce
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = [
-    *(f"bert_jax.{name}" for name in (*COMMANDS.values(), "data.pydocs_task")),
+    *(f"bert_jax.{name}" for name in (*COMMANDS.values(), "pydocs_task")),
     "launch.sweep", "launch.glue_submission",
 ]  # fmt: skip
 # Prints the help of each entry as `python -m ENTRY --help` does, once into a pipe that nobody
 # reads; the imports that they share are made once.
 HELP = """
 import importlib, os, sys
-from bert_jax.common import entry; from bert_jax import finetune
-for entry in sys.argv[1].split(","):
+from bert_jax import finetune
+from bert_jax.common import entry
+for name in sys.argv[1].split(","):
     if pid := os.fork():
         os.waitpid(pid, 0)
         continue
-    module = importlib.import_module(entry)
+    module = importlib.import_module(name)
     for read in (True, False):
         sys.stdout.flush()
         if pid := os.fork():
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            print(f"{entry} {read} ended with {code}", flush=True)
+            print(f"{name} {read} ended with {code}", flush=True)
             continue
         if not read:
             ours, theirs = os.pipe()
@@ -42,7 +44,7 @@ for entry in sys.argv[1].split(","):
             os.dup2(theirs, 1)
         code = 0
         try:
-            sys.argv = [entry, "--help"]
+            sys.argv = [name, "--help"]
             entry.run(module.main)
         except SystemExit as stop:
             code = stop.code or 0
@@ -85,6 +87,18 @@ def test_the_package_lists_its_commands():
         [sys.executable, "-m", "bert_jax"], capture_output=True, text=True, cwd=ROOT, timeout=100
     )
     assert done.returncode == 0 and "  finetune   Fine-tuning" in done.stdout
+
+
+def test_a_flag_of_another_entry_is_refused(tmp_path):
+    """It is defined in the module that defines the entry's own, and would have no effect."""
+    for entry, flag in (
+        ("bert_jax.prepare", "--workdir=x"), ("bert_jax.main", "--output=x"),
+        ("bert_jax.score", "--slices=2"), ("bert_jax.main", "--nosearch"),
+    ):  # fmt: skip
+        done = programs.run("-m", entry, flag, cwd=ROOT)
+        name = flag.removeprefix("--").partition("=")[0]
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: there is no flag --{name}"), done.stderr
 
 
 def test_the_home_folder(monkeypatch):

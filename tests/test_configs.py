@@ -195,7 +195,7 @@ def test_arguments_take_the_type_of_their_default():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("sise=base", "'sise' is unknown; known: size, seq, preset, nsp, phases"),
+        ("sise=base", "'sise' is unknown; known: family, size, seq, preset, phases, nsp"),
         ("base", "'base' is unknown"),
         ("size=huge", "size 'huge' is unknown; known: tiny, mini"),
         ("preset=best", "preset 'best' is unknown; known: paper"),
@@ -229,6 +229,9 @@ class Recorder:
         return value
 
     __getitem__ = __getattr__
+
+    def get(self, name, default):
+        return getattr(self, name, default)
 
     def __contains__(self, name):
         return name in self._config

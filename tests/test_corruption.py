@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bert_jax.objectives import corruption
 from bert_jax.objectives.corruption import Masking, corrupt, instance_keys
 
 CLS, SEP, MASK = 2, 3, 4
@@ -207,6 +208,22 @@ def test_kinds_do_not_depend_on_the_slot_or_on_each_other():
     assert abs(variance - 1) < 5 * math.sqrt(2 / 4000)
 
 
+def test_each_draw_has_a_key_of_its_own(monkeypatch):
+    """Which tokens, how each is hidden, and by which word."""
+    used = []
+    for name in ("uniform", "randint"):
+        real = getattr(jax.random, name)
+
+        def drawn(key, *arguments, real=real):
+            used.append(jax.random.key_data(key).tolist())
+            return real(key, *arguments)
+
+        monkeypatch.setattr(jax.random, name, drawn)
+    tokens, lengths, _ = instances(1, 32, full=True)
+    corruption._corrupt_one(PLAIN, jnp.asarray(tokens[0]), lengths[0], jax.random.key(0))
+    assert len(used) == len(set(map(tuple, used))) == 3
+
+
 def test_random_words_are_uniform_over_the_whole_vocabulary():
     """[PAD], [CLS], [SEP], [MASK] and the original token included (as released)."""
     masking = dataclasses.replace(PLAIN, mask_share=0.0, random_share=1.0)
@@ -351,7 +368,8 @@ def test_ids_passes_and_seeds_give_different_masks():
     # Two independent choices of 19 of 125 share 19²/125 = 2.9 on average.
     chance = 19**2 / 125
     others = [positions(1), positions(2), positions(0, seed=1), np.roll(first, 1, 0)]
-    # (pass, index) is an ordered pair: (1, i) is not (i, 1).
+    # (pass, index) is an ordered pair: (1, i) is neither (i, 1) nor (0, i + 1).
+    others.append(np.roll(positions(1), 1, 0))
     swapped = run(PLAIN, tokens, lengths, np.stack([index, np.ones(rows)], 1).astype(np.int32))[
         "positions"
     ]

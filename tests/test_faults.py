@@ -397,7 +397,7 @@ def test_too_little_memory_of_a_device_is_one_line():
 def test_an_error_ends_the_process_whatever_threads_are_left():
     """Orbax leaves some that wait for minutes when a checkpoint could not be written."""
     program = (
-        "import threading, time, jax; from bert_jax.common import entry\n"
+        "import threading, time, jax; from bert_jax.common import entry, errors\n"
         "def main():\n"
         "    threading.Thread(target=time.sleep, args=[300]).start()\n"
         "    raise errors.UserError('the disk is full')\n"

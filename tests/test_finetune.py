@@ -19,7 +19,7 @@ def tuned(trained, data, tmp_path_factory):
     """Work directories of a fine-tuned model of each family; not to be changed."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.loop.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
+        patch.setattr(finetune.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
         for family in FAMILIES:
             made[family] = tmp_path_factory.mktemp("tuned") / family
             run(trained, data, made[family], family)

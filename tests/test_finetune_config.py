@@ -117,7 +117,7 @@ def test_every_field_is_read(trained, data, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "predict" / "results.json").exists()
     monkeypatch.undo()
     config = Recorder(make_config(trained, train=str(folder / "train.tsv")), read)
-    finetune.loop.sharding.make_mesh(config.mesh)
+    finetune.sharding.make_mesh(config.mesh)
     with pytest.raises(UserError, match="dev_share"):
         finetune.read_splits(finetune.build_task(config), config)
     assert field_names(config._config) - read == set()

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import programs
 import pytest
 import tiny_corpus
 import tiny_tasks
@@ -30,12 +31,12 @@ def metrics(workdir: Path) -> list[dict]:
 
 
 def command(trained: Path, data: Path, workdir: Path) -> list[str]:
-    """The program and its flags; those of `tiny_tasks.run`."""
+    """The program's words after `python`; its flags are those of `tiny_tasks.run`."""
     values = {**tiny_tasks.SMALL, **SETTINGS, "init_from": trained, "data": data / "classification"}
     config = f"{Path(config_file.__file__).resolve()}:task=custom,family=classification"
     flags = [f"--config={config}", f"--workdir={workdir}"]
     flags += [f"--config.{name}={value}" for name, value in values.items()]
-    return [sys.executable, "-m", "bert_jax.finetune", *flags]
+    return ["-m", "bert_jax.finetune", *flags]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def undisturbed(trained, data, tmp_path_factory) -> Path:
     """Work directory of the run on one device of this process."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.loop.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
+        patch.setattr(finetune.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
         tiny_tasks.run(trained, data, workdir, **SETTINGS)
     return workdir
 
@@ -70,7 +71,8 @@ def test_eight_devices_fine_tune_as_one(trained, data, undisturbed, tmp_path):
 def test_two_processes_fine_tune_as_one(trained, data, undisturbed, tmp_path):
     """One of them writes; each evaluates rows of its own, and the scores are of all."""
     workdir = tmp_path / "run"
-    launcher = ["bash", "launch/local_pod.sh", "2", "2", "--", *command(trained, data, workdir)]
+    words = [sys.executable, *command(trained, data, workdir)]
+    launcher = ["bash", "launch/local_pod.sh", "2", "2", "--", *words]
     with subprocess.Popen(
         launcher, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -92,10 +94,8 @@ def test_a_fine_tuning_killed_by_sigkill_ends_with_the_same_bits(
 ):
     """Killed after its first checkpoint, and gone on with by another process: this one."""
     workdir, log = tmp_path / "run", tmp_path / "log"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    process = subprocess.Popen(
-        command(trained, data, workdir), cwd=ROOT, env=environment, stderr=log.open("w")
-    )
+    log.touch()
+    process = programs.start(*command(trained, data, workdir), stdout=os.devnull, stderr=log)
     deadline = time.monotonic() + 300
     while not any(line["step"] > 32 for line in metrics(workdir)):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
@@ -103,7 +103,7 @@ def test_a_fine_tuning_killed_by_sigkill_ends_with_the_same_bits(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (workdir / "results.json").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.loop.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
+        patch.setattr(finetune.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
         tiny_tasks.run(trained, data, workdir, **SETTINGS)
     assert metrics(workdir) == metrics(undisturbed)
     assert bits(load_params(workdir)) == bits(load_params(undisturbed))

@@ -33,7 +33,7 @@ def direct(model, tokens: list[int], segments: list[int]):
     """The encoder applied to one sequence without padding: [L + 1, S, D]."""
     rows = (jnp.array([tokens]), jnp.array([segments]))
     mask = padding_mask(jnp.array([len(tokens)]), len(tokens))
-    encoder, params = Encoder(model.encoder), model.params["encoder"]
+    encoder, params = Encoder(model.backbone), model.params["encoder"]
     return np.asarray(apply(encoder, params, *rows, mask, every_layer=True))[:, 0]
 
 
@@ -162,7 +162,7 @@ def test_probabilities_are_the_softmax_of_the_head(model):
     last = direct(model, tokens, [0] * len(tokens))[-1]
     places = np.flatnonzero(np.array(tokens) == t.mask_id)
     table = model.params["encoder"]["embeddings"]["token"]
-    head = apply(MlmHead(model.encoder), model.params["mlm_head"], last[None, places], table)
+    head = apply(MlmHead(model.backbone), model.params["mlm_head"], last[None, places], table)
     expected = np.asarray(jax.nn.softmax(head))[0]
     answers = model.fill_mask(text, top=7)
     assert len(answers) == 2

@@ -3,13 +3,12 @@
 import collections
 import itertools
 import pickle
-import subprocess
-import sys
 import tarfile
 import threading
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import reference_instances as reference
 from reference_instances import (
@@ -171,10 +170,12 @@ def books(tmp_path_factory):
     with tarfile.open(pack, "r|xz") as archive:  # a stream: it stops after the first books
         for book in itertools.islice((x for x in archive if x.isfile()), 8):
             (folder / Path(book.name).name).write_bytes(archive.extractfile(book).read())
-    command = [sys.executable, "-m", "bert_jax.prepare", f"--out={folder / 'corpus'}"]
-    command += ["--config=configs/prepare.py:source=book", f"--config.input={folder}/*.*"]
-    command += ["--config.vocab_size=4000", "--config.held_out=0.3"]
-    subprocess.run(command, cwd=root, check=True)
+    done = programs.run(
+        "-m", "bert_jax.prepare", f"--out={folder / 'corpus'}",
+        "--config=configs/prepare.py:source=book", f"--config.input={folder}/*.*",
+        "--config.vocab_size=4000", "--config.held_out=0.3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     return open_corpus(folder / "corpus").splits["train"]
 
 

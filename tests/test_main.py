@@ -89,7 +89,7 @@ MISTAKES = {
         {"arg": "size=tiny,objective=ltr", "masking.rate": 0.2},
         "masking.rate has no effect with model.causal=true",
     ),
-    "unknown argument": ({"arg": "size=tiny,sise=base"}, "'sise' is unknown; known: size"),
+    "unknown argument": ({"arg": "size=tiny,sise=base"}, "'sise' is unknown; known: family, size"),
     "unknown size": ({"arg": "size=huge"}, "size 'huge' is unknown; known: tiny"),
     "unknown preset": ({"arg": "preset=best"}, "preset 'best' is unknown; known: paper"),
     "argument of wrong type": ({"arg": "seq=long"}, "seq takes a value of type int"),

@@ -220,10 +220,11 @@ def test_wanted_positions_are_those_of_the_whole(change):
 
 def test_scan_and_remat_change_nothing():
     """Hidden states of every layer and gradients, with the very same dropout masks."""
-    batch, params = some_batch(TINY), random_params(TINY)
+    deep = dataclasses.replace(TINY, layers=3)  # of which two are scanned
+    batch, params = some_batch(deep), random_params(deep)
 
     def run(key, **change):
-        config = dataclasses.replace(TINY, **change)
+        config = dataclasses.replace(deep, **change)
 
         def loss(encoder):
             hidden = encode(config, {"encoder": encoder}, batch, key, every_layer=True)
@@ -236,7 +237,7 @@ def test_scan_and_remat_change_nothing():
 
     key = jax.random.key(3)
     hidden, grads = run(key)
-    assert hidden.shape == (TINY.layers + 1, *batch["tokens"].shape, TINY.width)
+    assert hidden.shape == (deep.layers + 1, *batch["tokens"].shape, TINY.width)
     for change in ({"scan_layers": True}, {"remat": True}, {"scan_layers": True, "remat": True}):
         hidden_too, grads_too = run(key, **change)
         assert difference(hidden, hidden_too) < 1e-5, change

@@ -36,9 +36,12 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def params():
     """The real parameter tree, with values everywhere (fresh biases are all zero)."""
-    config = EncoderBackbone(23, 2, 8, 2, 4, 12, max_positions=10)
+    config = EncoderBackbone(
+        23, layers=2, width=8, heads=2, head_width=4, feed_forward=12, max_positions=10
+    )
     objective = MaskedLM(config, Masking(23, 4, (2, 3)))
-    batch = {"tokens": jnp.zeros((1, 6), jnp.int32), "segments": jnp.zeros((1, 6), jnp.int32)}
+    ids = jnp.zeros((1, 6), jnp.int32)
+    batch = {"tokens": ids, "segments": ids, "lengths": ids[:, 0]}
     tree = nn.meta.unbox(jax.eval_shape(lambda: objective.init(jax.random.key(0), batch)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), tree)

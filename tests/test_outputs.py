@@ -107,7 +107,7 @@ def test_links_and_empty_files_are_written_through(tmp_path):
 @pytest.fixture(scope="module")
 def model():
     opened = open_model(GOLDEN / "encoder")
-    return Model(opened.body("float32").encoder, opened.params, opened.tokenizer)
+    return Model(opened.body("float32").backbone, opened.params, opened.tokenizer)
 
 
 def test_features_replace_features_alone(model, tmp_path):

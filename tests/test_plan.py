@@ -200,7 +200,7 @@ def test_search_says_what_to_do(monkeypatch, batch_size, cheapest, advice):
     objective = build_objective(config, plan.stand_in(100))
     limits = {False: 20, True: 70}  # rows of a device
 
-    def compile_step(config, objective, target, seq_length, batch_size):
+    def compile_step(config, objective, target, seq_length, batch_size, how):
         assert (seq_length, config.accumulation) == (512, 1)  # the longest needs the most memory
         rows, limit = batch_size // 8, limits[objective.backbone.remat]
         memory = {"parameters": 1, "optimizer": 2, "needed": 3 + rows, "available": 3 + limit}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 from random_text import WORDS, random_text, sentences, text_config
 
@@ -18,10 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_command_says_errors_in_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_jax.prepare", "--config=configs/prepare.py:source=text",
-         f"--config.input={tmp_path}/nothing-*.txt", f"--out={tmp_path}/out"],
-        cwd=ROOT, capture_output=True, text=True,
+    done = programs.run(
+        "-m", "bert_jax.prepare", "--config=configs/prepare.py:source=text",
+        f"--config.input={tmp_path}/nothing-*.txt", f"--out={tmp_path}/out",
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("error: input pattern ") and "matches no file" in done.stderr

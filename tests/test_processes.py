@@ -4,6 +4,7 @@ Dropout is on. Each run is `launch/local_pod.sh`, with gloo between the processe
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -20,15 +21,16 @@ import numpy as np
 import pytest
 import tiny_corpus
 
+from bert_jax import main
 from bert_jax.common.errors import RESTART_CODE
 from bert_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 24
+STEPS = 36
 GRACE_SECONDS = 30  # from the SIGTERM to the end by force, under Kubernetes and on a TPU VM
 SETTINGS = {
-    "steps": STEPS, "log_every": 1, "eval_every": 12, "checkpoint_every": 6,
-    "keep_checkpoints": 9, "log_instances": True,
+    "steps": STEPS, "log_every": 1, "eval_every": 18, "checkpoint_every": 6,
+    "keep_checkpoints": 9, "log_instances": True, "model__layers": 1,
 }  # fmt: skip
 
 
@@ -51,10 +53,14 @@ def command(corpus: Path, workdir: Path, **changes) -> list[str]:
 LAUNCHERS: list[subprocess.Popen] = []
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def no_survivors() -> Iterator[None]:
-    """A test that fails halfway leaves no processes behind to slow down the rest."""
+    """What fails halfway leaves no processes behind to slow down the rest."""
     yield
+    end_all()
+
+
+def end_all() -> None:
     for launcher in LAUNCHERS:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
@@ -87,16 +93,31 @@ def wait_for_step(workdir: Path, step: int, launcher: subprocess.Popen) -> None:
     wait_until(lambda: any(line["step"] >= step for line in metrics(workdir)), launcher)
 
 
-def wait_for_checkpoint(workdir: Path, step: int, launcher: subprocess.Popen) -> None:
+def wait_for_checkpoint(workdir: Path, after: int, launcher: subprocess.Popen) -> None:
     """A step's checkpoint is committed some time after the step."""
-    wait_until((workdir / "checkpoints" / str(step)).exists, launcher)
+    wait_until(lambda: committed(workdir)[-1] > after, launcher)
 
 
-def wait_until(condition: Callable[[], bool], launcher: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
+def wait_until(condition: Callable[[], bool], launcher: subprocess.Popen) -> float:
+    """Returns the seconds that it took."""
+    begin = time.monotonic()
     while not condition():
-        assert launcher.poll() is None and time.monotonic() < deadline
+        assert launcher.poll() is None and time.monotonic() < begin + 300
         time.sleep(0.05)
+    return time.monotonic() - begin
+
+
+def committed(workdir: Path) -> list[int]:
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, though nobody may have asked yet how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except FileNotFoundError:
+        return True
 
 
 def metrics(workdir: Path) -> list[dict]:
@@ -145,11 +166,28 @@ def assert_same_losses(workdir: Path, expected: Path) -> None:
             assert line[name] == pytest.approx(other[name], abs=scale), (line["step"], name)
 
 
-def test_two_processes_are_one(undisturbed, environment, corpus_path, tmp_path):
+@pytest.fixture(scope="module")
+def alone(corpus_path) -> Callable[[Path], None]:
+    """Runs in a work directory in this process, on one device; all such runs are compiled once."""
+
+    def run(workdir: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(main.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
+            patch.setattr(main, "build_trainer", build)
+            main.pretrain(tiny_corpus.small_config(corpus=str(corpus_path), **SETTINGS), workdir)
+
+    known, build_trainer = [], main.build_trainer
+
+    def build(*args, **settings):
+        known[:] = known or [build_trainer(*args, **settings)]
+        return known[0]
+
+    return run
+
+
+def test_two_processes_are_one(undisturbed, alone, tmp_path):
     """The order of the data bitwise, the losses to rounding; one process writes."""
-    alone = {**environment, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    words = command(corpus_path, tmp_path / "run")
-    subprocess.run(words, cwd=ROOT, env=alone, check=True, capture_output=True)
+    alone(tmp_path / "run")
     assert_same_losses(undisturbed, tmp_path / "run")
     ours = instances(undisturbed, 2)
     assert sorted(ours) == list(range(STEPS))
@@ -158,92 +196,133 @@ def test_two_processes_are_one(undisturbed, environment, corpus_path, tmp_path):
     assert len(list((undisturbed / "events").iterdir())) == 1
 
 
-def test_a_sigterm_to_one_stops_all_at_the_same_step(
-    undisturbed, environment, corpus, corpus_path, tmp_path
-):
-    """All save and exit with the restart code; started again, the run ends with the same bits."""
-    workdir, log = tmp_path / "run", tmp_path / "log"
+@dataclasses.dataclass
+class Life:
+    """What happened to a run of 2 processes with 4 devices each, in this order."""
+
+    workdir: Path
+    stopped_after: float  # seconds, from a SIGTERM to process 1 to the end of both
+    gone_after: dict[int, float]  # seconds, from the SIGKILL of this process to the other's end
+    damaged: int  # the newest checkpoint, cut off when process 1 was killed and both were gone
+    starts: list[str]  # what was said in each start: SIGTERM, SIGKILL of 1, damage, SIGKILL of 0
+
+    def continued(self) -> list[int]:
+        """Steps that the starts after the first went on from."""
+        return [int(n) for n in re.findall(r"continuing .* from step (\d+)", "".join(self.starts))]
+
+
+@pytest.fixture(scope="module")
+def life(environment, corpus_path, tmp_path_factory) -> Life:
+    """One run that all of it happens to, as a start takes longer than its steps."""
+    folder = tmp_path_factory.mktemp("life")
+    workdir, log = folder / "run", folder / "log"
     launcher = start(environment, 2, 4, command(corpus_path, workdir), log)
+    try:
+        return live(launcher, workdir, log)
+    finally:
+        end_all()
+
+
+def live(launcher: subprocess.Popen, workdir: Path, log: Path) -> Life:
+    again = "local_pod: starting again\n"
+
+    def wait_for_start(number: int) -> float:
+        return wait_until(lambda: log.read_text().count(again) >= number, launcher)
+
+    def newest_step() -> int:
+        return metrics(workdir)[-1]["step"]
+
     wait_for_step(workdir, 7, launcher)
-    begin = time.monotonic()
     os.kill(children(launcher)[1], signal.SIGTERM)
-    while "starting again" not in log.read_text():
-        assert launcher.poll() is None
-        time.sleep(0.05)
-    seconds = time.monotonic() - begin
+    stopped_after = wait_for_start(1)
+    stop = newest_step()
+
+    gone_after = {}
+    wait_for_step(workdir, stop + 2, launcher)
+    wait_for_checkpoint(workdir, stop, launcher)
+    both = children(launcher)
+    os.kill(launcher.pid, signal.SIGSTOP)  # so it does not start them again before the damage
+    os.kill(both[1], signal.SIGKILL)
+    gone_after[1] = wait_until(lambda: all(map(is_gone, both)), launcher)
+    damaged = committed(workdir)[-1]
+    state = workdir / "checkpoints" / str(damaged) / "state"
+    largest = max(filter(Path.is_file, state.rglob("*")), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    os.kill(launcher.pid, signal.SIGCONT)
+
+    wait_for_start(3)
+    assert newest_step() < STEPS
+    wait_until(lambda: re.search("continuing ", log.read_text().split(again)[-1]), launcher)
+    wait_for_step(workdir, damaged + 2, launcher)
+    os.kill(children(launcher)[0], signal.SIGKILL)
+    gone_after[0] = wait_for_start(4)
     finish(launcher, log)
-    text = log.read_text()
+    print(f"\nSIGTERM: all gone after {stopped_after:.1f} s; SIGKILL of each: {gone_after}")
+    return Life(workdir, stopped_after, gone_after, damaged, log.read_text().split(again))
+
+
+def test_a_sigterm_to_one_stops_all_at_the_same_step(life):
+    """All save and exit with the restart code, within the grace; and go on from there."""
+    text = life.starts[0]
     stops = re.findall(r"stopped and saved at step (\d+)", text)
     assert len(stops) == 2 and len(set(stops)) == 1, text[-3000:]
     assert 7 <= int(stops[0]) < STEPS
     assert text.count(f"ended with code {RESTART_CODE}") == 2, text[-3000:]
-    assert f"from step {stops[0]}" in text
-    assert seconds < GRACE_SECONDS
-    print(f"\nSIGTERM: saved at step {stops[0]}, all gone after {seconds:.1f} s")
-    assert metrics(workdir) == metrics(undisturbed)
-    assert final_bits(workdir, corpus) == final_bits(undisturbed, corpus)
-    starts = [json.loads(line) for line in (workdir / "goodput.jsonl").read_text().splitlines()]
-    assert {(line["start"], line["from_step"]) for line in starts} == {(0, 0), (1, int(stops[0]))}
+    assert life.continued()[0] == int(stops[0])
+    assert life.stopped_after < GRACE_SECONDS
 
 
-@pytest.mark.parametrize("killed", [1, 0])
-def test_a_sigkill_of_one_stops_the_other(environment, corpus_path, tmp_path, killed):
+@pytest.mark.parametrize(("killed", "index"), [(1, 1), (0, 3)])
+def test_a_sigkill_of_one_stops_the_other(life, killed, index):
     """With a line that says why, instead of hanging; and the run goes on from its checkpoint.
 
     Without process 0, at which they meet, JAX ends the other itself; the launcher says so.
     """
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    launcher = start(environment, 2, 4, command(corpus_path, workdir), log)
-    wait_for_step(workdir, 8, launcher)
-    wait_for_checkpoint(workdir, 6, launcher)
-    begin = time.monotonic()
-    os.kill(children(launcher)[killed], signal.SIGKILL)
-    while "starting again" not in log.read_text():
-        assert launcher.poll() is None
-        assert time.monotonic() - begin < 120, log.read_text()[-3000:]
-        time.sleep(0.05)
-    seconds = time.monotonic() - begin
-    print(f"\nSIGKILL of process {killed} of two: the other gone after {seconds:.1f} s")
-    text = log.read_text()
+    text = life.starts[index]
     signs = ("another process of this run is gone", "which it does when process 0 is gone")
     assert sum(map(text.count, signs)) == 1, text[-3000:]
-    finish(launcher, log)
-    [step] = set(re.findall(r"continuing .* from step (\d+)", log.read_text()))
-    assert int(step) in (6, 12, 18)  # where a checkpoint was committed by then
-    assert json.loads((workdir / "report.json").read_text())["steps"] == STEPS
+    assert life.gone_after[killed] < 120
+    if killed == 0:
+        assert life.continued()[2] in committed(life.workdir)
 
 
-def test_a_damaged_checkpoint_is_left_by_all(
-    undisturbed, environment, corpus, corpus_path, tmp_path
-):
-    """Moved away once, kept, and all go on from the one before, to the same bits."""
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    shutil.copytree(undisturbed, workdir)
-    (workdir / "report.json").unlink()
-    state = workdir / "checkpoints" / "24" / "state"
-    largest = max(filter(Path.is_file, state.rglob("*")), key=lambda path: path.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
-    finish(start(environment, 2, 4, command(corpus_path, workdir), log), log)
-    text = log.read_text()
-    assert "checkpoint 24 is damaged" in text and "starting again" in text, text[-3000:]
-    assert "from step 18" in text
-    assert [path.name for path in (workdir / "damaged_checkpoints").iterdir()] == ["24"]
-    assert final_bits(workdir, corpus) == final_bits(undisturbed, corpus)
+def test_a_damaged_checkpoint_is_left_by_all(life):
+    """Moved away once, kept, and all go on from the one before."""
+    text = life.starts[2]
+    assert f"checkpoint {life.damaged} is damaged" in text, text[-3000:]
+    assert "continuing" not in text
+    before = [step for step in committed(life.workdir) if step < life.damaged]
+    assert life.continued()[1] == before[-1]
+    folder = life.workdir / "damaged_checkpoints"
+    assert [path.name for path in folder.iterdir()] == [str(life.damaged)]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(4, 1), (1, 1)])
+def test_after_all_of_it_the_run_has_the_same_bits(undisturbed, corpus, life):
+    assert len(life.starts) == 5
+    assert metrics(life.workdir) == metrics(undisturbed)
+    assert final_bits(life.workdir, corpus) == final_bits(undisturbed, corpus)
+    assert json.loads((life.workdir / "report.json").read_text())["steps"] == STEPS
+    lines = [json.loads(x) for x in (life.workdir / "goodput.jsonl").read_text().splitlines()]
+    starts = {(line["start"], line["from_step"]) for line in lines}
+    assert starts == set(enumerate([0, *life.continued()]))
+
+
+@pytest.mark.parametrize("processes", [4, 1])
 def test_a_run_goes_on_with_other_processes_and_devices(
-    undisturbed, environment, corpus_path, tmp_path, processes, devices
+    undisturbed, environment, corpus_path, alone, tmp_path, processes
 ):
     """Saved on 2 x 4: the same instances, and the losses of the run that stayed."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(undisturbed, workdir)
-    for step in (12, 18, 24):
+    for step in committed(workdir)[1:]:
         shutil.rmtree(workdir / "checkpoints" / str(step))
     for path in [*workdir.glob("instances-*"), workdir / "report.json"]:
         path.unlink()
-    finish(start(environment, processes, devices, command(corpus_path, workdir), log), log)
-    assert "from step 6" in log.read_text()
+    if processes == 1:
+        alone(workdir)
+    else:
+        finish(start(environment, processes, 1, command(corpus_path, workdir), log), log)
+        assert "from step 6" in log.read_text()
     assert_same_losses(workdir, undisturbed)
     expected = instances(undisturbed, 2)
     assert instances(workdir, processes) == {step: expected[step] for step in range(6, STEPS)}
@@ -260,7 +339,7 @@ def test_a_process_that_cannot_begin_takes_the_others_with_it(environment, corpu
 
 
 EVALUATING = """
-import dataclasses, sys
+import dataclasses, os, sys, time
 sys.path.insert(0, "tests")
 import tiny_corpus
 from bert_jax.training import distributed, loop, sharding
@@ -273,22 +352,29 @@ trainer, [phase] = tiny_corpus.make_trainer(config, open_corpus(sys.argv[1]), me
 params, few = trainer.init()["params"], phase.evaluation()
 for copies in (1, 16, 16, 16):
     many = dataclasses.replace(phase, evaluation=lambda: copies * few)
-    print("means", train.held_out_means(trainer, params, many), flush=True)
+    means = loop.held_out_means(trainer, params, many)
+    print(f"means {means}\\n", end="", flush=True)  # one piece, as two processes write
+    while not os.path.exists(sys.argv[2]):  # compiled; the machine is made busy
+        time.sleep(0.05)
 """
 
 
 def test_evaluations_of_many_batches_end_on_a_busy_machine(environment, corpus_path, tmp_path):
     """With hundreds of computations in flight, processes wait for one another for ever."""
+    log, is_busy = tmp_path / "log", tmp_path / "busy"
+    words = [sys.executable, "-c", EVALUATING, str(corpus_path), str(is_busy)]
+    launcher = start(environment, 2, 2, words, log)
+    wait_until(lambda: log.read_text().count("means {") == 2, launcher)
     busy = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"])
         for _ in range(os.cpu_count() or 1)
     ]
     try:
-        words = [sys.executable, "-c", EVALUATING, str(corpus_path)]
-        finish(start(environment, 2, 2, words, tmp_path / "log"), tmp_path / "log")
+        is_busy.touch()
+        finish(launcher, log)
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    said = re.findall(r"means \{'mlm_accuracy.*\}", (tmp_path / "log").read_text())
+    said = re.findall(r"means \{'mlm_accuracy.*?\}", log.read_text())
     assert len(said) == 8 and len(set(said)) <= 2, said  # few or many, the mean is to rounding

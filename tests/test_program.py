@@ -68,6 +68,14 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     assert program.unknown_loops == ()
 
 
+def test_collectives_of_one_channel_count_one_by_one():
+    """All of a `shard_map` have channel 1."""
+    line = next(line for line in LOOPS.splitlines() if "all-reduce(" in line)
+    more = line.replace("%r =", "%r2 =").replace("(f32[50]{0}, f32[30]{0}) all", "f32[50]{0} all")
+    program = read_program(LOOPS.replace(line, f"{line}\n{more.replace('%g0, %g1', '%g0')}"))
+    assert [one.bytes for one in program.collectives] == [4 * (50 + 30), 4 * 50]
+
+
 def test_what_has_no_estimate_is_listed_with_its_bytes():
     # The sort reads and writes 100 bf16; the kernel writes 80 f32 and reads one s32; the lookup
     # reads 6 rows of 4 f32, not 1,000, and 6 s32.

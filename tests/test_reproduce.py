@@ -6,10 +6,8 @@ import json
 import re
 import shutil
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
+import programs
 import pytest
 from tiny_corpus import one_device, overrides
 
@@ -444,13 +442,9 @@ def test_the_grid_suits_the_models(arg, grid):
 
 
 def test_the_command_line_is_what_the_user_set(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "bert_jax.reproduce",
-            "--config=configs/reproduce.py:table=1,tasks=rte,grid=paper",
-            "--config.finetuning.rte.learning_rate=1e-3", f"--workdir={tmp_path / 'out'}",
-        ],
-        cwd=Path(__file__).parents[1], text=True, capture_output=True, check=False,
+    done = programs.run(
+        "-m", "bert_jax.reproduce", "--config=configs/reproduce.py:table=1,tasks=rte,grid=paper",
+        "--config.finetuning.rte.learning_rate=1e-3", f"--workdir={tmp_path / 'out'}",
     )  # fmt: skip
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert done.stderr == (

@@ -12,8 +12,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import termios
 import threading
 import time
@@ -21,12 +19,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import programs
 import pytest
 import tiny_corpus
 
 from bert_jax.training.checkpoint import Checkpoints
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS, SWITCH, SAVE, LOG = 260, 130, 9, 7
 SETTINGS = {
     "steps": STEPS,
@@ -35,19 +33,17 @@ SETTINGS = {
     "checkpoint_every": SAVE,
     "log_every": LOG,
     "eval_every": 50,
+    "model__layers": 1,
 }
 
 
-def start(corpus: Path, workdir: Path) -> subprocess.Popen:
+def start(corpus: Path, workdir: Path) -> programs.Program:
     """Starts the run as on a terminal, whose bar tells the step; what it shows is in a log."""
     flags = tiny_corpus.flags(corpus, workdir, "size=tiny,phases=true", **SETTINGS)
-    environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
     ours, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))  # of no columns, it would have no room for a bar
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bert_jax.main", *tiny_corpus.words(flags)],
-        cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=terminal,
-    )  # fmt: skip
+    words = ("-m", "bert_jax.main", *tiny_corpus.words(flags))
+    process = programs.start(*words, stdout=os.devnull, stderr=os.ttyname(terminal))
     os.close(terminal)
 
     def keep() -> None:
@@ -74,7 +70,7 @@ def log_of(workdir: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def kill_when(process: subprocess.Popen, moment) -> None:
+def kill_when(process: programs.Program, moment) -> None:
     """SIGKILL as soon as `moment()`; fails when the process ends before."""
     deadline = time.monotonic() + 120
     while not moment():

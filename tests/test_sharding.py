@@ -1,4 +1,4 @@
-"""What moves between devices: parameters and gradients, and no activations where none should.
+"""The layout on devices: each trains as one does, and no activations move where none should.
 
 Activations are made larger than any parameter, so a collective that moves them is seen by its size.
 """
@@ -11,14 +11,16 @@ from typing import ClassVar
 import jax
 import numpy as np
 import pytest
+from taken_steps import difference, gradients, means, steps
 from tiny_corpus import make_trainer, small_config
 
 from bert_jax.common.errors import UserError
 from bert_jax.objectives.base import Mean
 from bert_jax.planning.program import read_program
 from bert_jax.training import loop, sharding
+from bert_jax.training.checkpoint import Checkpoints
 
-ROWS, LENGTH, WIDTH, LAYERS = 64, 32, 32, 2
+ROWS, LENGTH, WIDTH, LAYERS = 32, 32, 32, 2
 ACTIVATION = 4 * ROWS * LENGTH * WIDTH  # bytes of one [B, S, D]
 AUTO = (jax.sharding.AxisType.Auto,) * 3
 
@@ -28,21 +30,24 @@ def mesh_of(*shape: int) -> jax.sharding.Mesh:
     return jax.make_mesh(shape, sharding.MESH_AXES, axis_types=AUTO, devices=devices)
 
 
-def built(corpus, *shape: int, accumulation: int = 1):
-    """(trainer, a batch on its devices) on a mesh of this shape."""
-    config = small_config(
-        batch_size=ROWS, seq_length=LENGTH, model__width=WIDTH, model__heads=8,
-        model__layers=LAYERS, accumulation=accumulation,
+def config_of(**changes):
+    return small_config(
+        batch_size=ROWS, seq_length=LENGTH, steps=20, model__width=WIDTH, model__heads=8,
+        **{"model__layers": LAYERS} | changes,
     )  # fmt: skip
-    trainer, phases = make_trainer(config, corpus, mesh_of(*shape))
-    return trainer, trainer.put(next(phases[0].batches(0, 1)), ROWS)
 
 
-def compiled(corpus, *shape: int, accumulation: int = 1):
+_COLLECTIVES: dict[tuple, list] = {}  # of programs that take seconds to compile
+
+
+def compiled(corpus, *shape: int, **changes):
     """(trainer, collectives of its step) on a mesh of this shape."""
-    trainer, batch = built(corpus, *shape, accumulation=accumulation)
-    program = trainer.lower(batch).compile()
-    return trainer, read_program(program.as_text()).collectives
+    trainer, phases = make_trainer(config_of(**changes), corpus, mesh_of(*shape))
+    if (key := (shape, *changes.items())) not in _COLLECTIVES:
+        batch = trainer.put(next(phases[0].batches(0, 1)), ROWS)
+        program = trainer.lower(batch).compile()
+        _COLLECTIVES[key] = read_program(program.as_text()).collectives
+    return trainer, _COLLECTIVES[key]
 
 
 def by_kind(collectives) -> dict[str, int]:
@@ -71,6 +76,7 @@ def test_data_parallel_moves_the_gradients_once(corpus):
     moved = by_kind(collectives)
     print(f"\ndata 8: {moved}, parameters {parameter_bytes(trainer)}")
     assert moved.keys() == {"all-reduce"}
+    assert all(one.times == 1 for one in collectives if one.bytes > 100)
     # The table's gradient comes in two parts (input and output embeddings), the positions' only as
     # far as a sequence goes; besides, losses and counts.
     table, positions = tables(trainer)
@@ -85,6 +91,7 @@ def test_fsdp_gathers_parameters_and_no_activations(corpus):
     sharded = parameter_bytes(trainer, "fsdp")
     print(f"\nfsdp 8: {moved}, parameters {parameter_bytes(trainer)}, sharded {sharded}")
     assert moved.keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+    assert all(one.times == 1 for one in collectives if one.bytes > 100)
     # Each once or, where the backward pass gathers again, twice.
     assert sharded <= moved["all-gather"] <= 2 * sharded
     largest = max(x.size for x in jax.tree.leaves(trainer.abstract_state["params"]))
@@ -194,10 +201,87 @@ def test_an_evaluation_starts_a_computation_a_batch_and_has_few_in_flight(most, 
         assert len(Computation.unfinished) < most
         return {"loss": Computation(number)}
 
-    trainer = SimpleNamespace(evaluate_batch=evaluate, put=lambda batch, _: batch)
+    objective = SimpleNamespace(metrics=())
+    trainer = SimpleNamespace(
+        evaluate_batch=evaluate, put=lambda batch, _: batch, objective=objective
+    )
     phase = SimpleNamespace(evaluation=lambda: range(20), batch_size=1)
     monkeypatch.setattr(jax, "device_get", lambda tree: jax.tree.map(done, tree))
     assert loop.held_out_means(trainer, None, phase) == {"loss": 0.5}
+
+
+# Each trains as one device does.
+
+
+LAYOUTS = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]  # data, fsdp, tensor
+
+
+@pytest.fixture(scope="module")
+def on_one_device(corpus):
+    """The gradients of the first batch, and the parameters and the window after 20 steps."""
+    return layout_figures(*make_trainer(config_of(), corpus, mesh_of(1, 1, 1)))
+
+
+def layout_figures(trainer, phases):
+    state = steps(trainer, phases, 1)
+    grads = gradients(state)
+    state = steps(trainer, phases, 20, state)
+    return grads, *jax.device_get((state["params"], state["window"]))
+
+
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+def test_eight_devices_train_as_one(corpus, on_one_device, shape):
+    """Data, fully sharded, tensor parallel and all three; dropout masks do not differ."""
+    trainer, phases = make_trainer(config_of(), corpus, mesh_of(*shape))
+    if shape[0] < 8:
+        kernel = trainer.abstract_state["params"]["encoder"]["layer_0"]["feed_forward"]["inner"]
+        assert not kernel["kernel"].sharding.is_fully_replicated
+    grads, params, window = layout_figures(trainer, phases)
+    expected_grads, expected_params, expected_window = on_one_device
+    loss = {n: abs(means(window)[n] - value) for n, value in means(expected_window).items()}
+    print(
+        f"\n(data, fsdp, tensor) = {shape}, dropout on: largest "
+        f"difference to one device: gradients {difference(grads, expected_grads):.1e}, after 20 "
+        f"steps parameters {difference(params, expected_params):.1e}, metrics "
+        f"{max(loss.values()):.1e}"
+    )
+    assert difference(grads, expected_grads) < 1e-5
+    assert difference(params, expected_params) < 1e-5
+    assert max(loss.values()) < 1e-5
+
+
+def test_a_run_goes_on_with_other_devices(corpus, on_one_device, tmp_path):
+    """Ten steps on eight devices, saved, ten on one: the same as twenty on one."""
+    _, expected, _ = on_one_device
+    trainer, phases = make_trainer(config_of(), corpus, mesh_of(2, 2, 2))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(10, steps(trainer, phases, 10))
+    checkpoints.wait()
+    trainer, phases = make_trainer(config_of(), corpus, mesh_of(1, 1, 1))
+    _, state = checkpoints.restore(trainer.abstract_state)
+    checkpoints.close()
+    assert difference(steps(trainer, phases, 20, state)["params"], expected) < 1e-5
+
+
+def test_scanning_and_recomputing_change_nothing(corpus, on_one_device):
+    expected_grads, expected_params, _ = on_one_device
+    config = config_of(model__scan_layers=True, model__remat=True)
+    grads, params, _ = layout_figures(*make_trainer(config, corpus, mesh_of(1, 1, 1)))
+    assert difference(grads, expected_grads) < 1e-5
+    assert difference(params, expected_params) < 1e-5
+
+
+def test_a_mesh_that_does_not_fit_is_a_user_error():
+    names = ("data", "fsdp", "tensor")
+    for sizes in [(3, 1, 1), (-1, -1, 1), (-1, 3, 1), (0, 1, 1), (16, 1, 1), (2, 2, 1)]:
+        with pytest.raises(UserError, match="does not fit 8 devices"):
+            sharding.make_mesh(dict(zip(names, sizes, strict=True)))
+    made = sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 2})
+    assert made.shape == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert made == mesh_of(2, 2, 2)
+
+
+# Accumulation. One layer, as these are the most programs.
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2)]
@@ -207,8 +291,8 @@ MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2)]
 def test_accumulation_crosses_the_network_once_a_step(corpus, shape):
     """Not once a micro-batch, and with dropout on; besides, losses and counts."""
     moved = {}
-    for pieces in (1, 2, 4):
-        trainer, collectives = compiled(corpus, *shape, accumulation=pieces)
+    for pieces in (2, 4):
+        trainer, collectives = compiled(corpus, *shape, accumulation=pieces, model__layers=1)
         assert trainer.objective.backbone.hidden_dropout == 0.1
         over_rows = [one for one in collectives if one.devices == math.prod(shape[:2])]
         moved[pieces] = by_kind(over_rows)
@@ -223,10 +307,14 @@ def test_accumulation_crosses_the_network_once_a_step(corpus, shape):
 
 def test_accumulated_gradients_are_the_same_on_every_mesh(corpus):
     """With dropout on: masks are of places in the batch, not of places on a device."""
-    states = []
+    first, states = None, []
     for shape in ((1, 1, 1), *MESHES, (2, 2, 2)):
-        trainer, batch = built(corpus, *shape, accumulation=2)
-        state, _ = trainer.step(trainer.init(), batch)
+        config = config_of(accumulation=2, model__layers=1)
+        trainer, phases = make_trainer(config, corpus, mesh_of(*shape))
+        first = first or sharding.to_host(trainer.init())
+        places = jax.tree.map(lambda x: x.sharding, trainer.abstract_state)
+        batch = trainer.put(next(phases[0].batches(0, 1)), ROWS)
+        state, _ = trainer.step(jax.device_put(first, places), batch)
         states.append(sharding.to_host({n: state[n] for n in ("params", "opt_state", "window")}))
     assert len(jax.tree.leaves(states[0])) > 50
     for state in states[1:]:

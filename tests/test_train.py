@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from taken_steps import difference, gradients, means, steps
 from tiny_corpus import make_schedule, make_trainer, one_device, small_config
 
 from bert_jax import main
@@ -25,30 +26,6 @@ NO_DROPOUT = {"model__hidden_dropout": 0.0, "model__attention_dropout": 0.0}
 
 def mesh_of(data: int, fsdp: int, tensor: int):
     return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
-
-
-def steps(trainer, phases, stop: int, state=None):
-    """The state after the first `stop` steps, on from `state`."""
-    state = trainer.init() if state is None else state
-    for batch in phases[0].batches(int(state["step"]), stop):
-        state, _ = trainer.step(state, trainer.put(batch, phases[0].batch_size))
-    return state
-
-
-def gradients(state):
-    """The gradients of the first step, clipped: the first moment after it is a tenth of them."""
-    (moments,) = [part for part in state["opt_state"] if hasattr(part, "mu")]
-    return jax.tree.map(lambda m: np.asarray(m) / 0.1, moments.mu)
-
-
-def means(window) -> dict[str, float]:
-    return {name: float(mean.value()) for name, mean in window.items()}
-
-
-def difference(one, other) -> float:
-    """The largest absolute difference between two trees."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
 
 
 def run(config, corpus, workdir, initial=None):
@@ -102,78 +79,6 @@ def test_the_loss_is_the_mean_over_predictions_plus_the_mean_over_pairs(corpus):
     trainer, phases = make_trainer(small_config(), corpus)
     window = means(steps(trainer, phases, 1)["window"])
     np.testing.assert_allclose(window["loss"], window["mlm_loss"] + window["nsp_loss"], rtol=1e-6)
-
-
-# The layout.
-
-
-LAYOUT = {"steps": 20, "model__heads": 8}
-MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]  # data, fsdp, tensor
-
-
-@pytest.fixture(scope="module")
-def on_one_device(corpus):
-    """The config, and of it the gradients of the first batch and the state after 20 steps."""
-    config = small_config(**LAYOUT)
-    return config, layout_figures(*make_trainer(config, corpus))
-
-
-def layout_figures(trainer, phases):
-    state = steps(trainer, phases, 1)
-    grads = gradients(state)
-    state = steps(trainer, phases, 20, state)
-    return grads, *jax.device_get((state["params"], state["window"]))
-
-
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-def test_eight_devices_train_as_one(corpus, on_one_device, shape):
-    """Data, fully sharded, tensor parallel and all three; dropout masks do not differ."""
-    config, expected = on_one_device
-    trainer, phases = make_trainer(config, corpus, mesh_of(*shape))
-    if shape[0] < 8:
-        kernel = trainer.abstract_state["params"]["encoder"]["layer_0"]["feed_forward"]["inner"]
-        assert not kernel["kernel"].sharding.is_fully_replicated
-    grads, params, window = layout_figures(trainer, phases)
-    expected_grads, expected_params, expected_window = expected
-    loss = {n: abs(means(window)[n] - value) for n, value in means(expected_window).items()}
-    print(
-        f"\n(data, fsdp, tensor) = {shape}, dropout on: largest "
-        f"difference to one device: gradients {difference(grads, expected_grads):.1e}, after 20 "
-        f"steps parameters {difference(params, expected_params):.1e}, metrics "
-        f"{max(loss.values()):.1e}"
-    )
-    assert difference(grads, expected_grads) < 1e-5
-    assert difference(params, expected_params) < 1e-5
-    assert max(loss.values()) < 1e-5
-
-
-def test_a_run_goes_on_with_other_devices(corpus, on_one_device, tmp_path):
-    """Ten steps on eight devices, saved, ten on one: the same as twenty on one."""
-    config, (_, expected, _) = on_one_device
-    trainer, phases = make_trainer(config, corpus, mesh_of(2, 2, 2))
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(10, steps(trainer, phases, 10))
-    checkpoints.wait()
-    trainer, phases = make_trainer(config, corpus)
-    _, state = checkpoints.restore(trainer.abstract_state)
-    checkpoints.close()
-    assert difference(steps(trainer, phases, 20, state)["params"], expected) < 1e-5
-
-
-def test_scanning_and_recomputing_change_nothing(corpus, on_one_device):
-    config, (expected_grads, expected_params, _) = on_one_device
-    config = config.copy_and_resolve_references()
-    config.model.scan_layers = config.model.remat = True
-    grads, params, _ = layout_figures(*make_trainer(config, corpus))
-    assert difference(grads, expected_grads) < 1e-5
-    assert difference(params, expected_params) < 1e-5
-
-
-def test_a_mesh_that_does_not_fit_is_a_user_error():
-    for sizes in [(3, 1, 1), (-1, -1, 1), (-1, 3, 1), (0, 1, 1), (16, 1, 1), (2, 2, 1)]:
-        with pytest.raises(UserError, match="does not fit 8 devices"):
-            mesh_of(*sizes)
-    assert mesh_of(-1, 2, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 # Precision.

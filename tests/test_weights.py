@@ -19,7 +19,7 @@ from bert_jax.data.tokenizer import wordpiece_tokenizer
 from bert_jax.preparing.vocabulary import train_vocabulary
 from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.workdir import prepare_workdir
-from bert_jax.weights import hugging_face, tf1
+from bert_jax.weights import hugging_face
 from bert_jax.weights.opening import open_model
 from bert_jax.weights.store import Pretrained, add_tokens, merge, read_tokens, save_model
 
@@ -58,10 +58,9 @@ def test_a_run_opens_and_is_saved_again(run, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
-@pytest.mark.parametrize("write", [save_model, hugging_face.write, tf1.write])
+@pytest.mark.parametrize("write", [save_model, hugging_face.write])
 def test_nothing_is_overwritten_and_nothing_half_written(write, tmp_path, monkeypatch):
     model = open_model(GOLDEN / "encoder")
-    model = dataclasses.replace(model, model={**model.model, "norm_epsilon": 1e-12})  # TF1's
     full = tmp_path / "full"
     full.mkdir()
     (full / "precious").write_text("x")

@@ -129,7 +129,7 @@ def make_config(start: Path, arg: str = "task=custom", **changes):
 @pytest.fixture
 def on_first_device(monkeypatch):
     """Most of these runs are about bits and files; devices are tested apart."""
-    monkeypatch.setattr(finetune.loop.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
+    monkeypatch.setattr(finetune.sharding, "make_mesh", lambda _: tiny_corpus.one_device())
 
 
 def settings(data: Path, family: str) -> dict:

@@ -10,6 +10,7 @@ from bert_jax.common.flag_parsing import path_flag
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments.")
 WORKDIR = path_flag("workdir", "Folder of the run (docs/pretraining.md).")
+OUT = path_flag("out", "Folder to make; of a submission the zip file.")
 OUTPUT = path_flag("output", "File to write.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "A slice, in chips: v5e:16x16, v4:4x4x8 ...")
 SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)

@@ -45,6 +45,7 @@ def parse_flags(argv: Sequence[str], arguments: bool, about: str) -> list[str]:
         raise UserError(_explained(error, words)) from error
     except (SyntaxError, ImportError, NameError) as error:  # in the file of --config
         raise UserError(f"the file of --config cannot be run: {error!r}") from error
+    _check_own(words)
     if len(rest) > 1 and not arguments:
         raise UserError(_unexpected(rest[1], words))
     return rest
@@ -84,6 +85,22 @@ def _config_word(word: str) -> str:
         what = "is no config file, which is Python" if os.path.exists(name) else "does not exist"
         raise UserError(f"--config={name} {what}{guess or '. There are ' + ', '.join(known)}")
     return f"--config={name}{colon}{arg}"
+
+
+def _check_own(words: Sequence[str]) -> None:
+    """Checks that the flags are the entry's: those of others are defined with them.
+
+    Raises: UserError: one is not.
+    """
+    mine = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    for word in words[1:]:
+        name = word.partition("=")[0].removeprefix("--")
+        name = name if name in flags.FLAGS else name.removeprefix("no")
+        if not word.startswith("--") or name not in flags.FLAGS or "." in name:
+            continue
+        module = flags.FLAGS.find_module_defining_flag(name) or ""
+        if name not in mine and module.startswith("bert_jax"):
+            raise UserError(_unknown_flag(name, words))
 
 
 def _check_words(words: Sequence[str]) -> None:

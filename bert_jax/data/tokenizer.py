@@ -143,7 +143,7 @@ class Tokenizer:
 
     @functools.cached_property
     def template(self) -> Template:
-        """The special tokens around texts."""
+        """The special tokens around texts; a model's family may set others."""
         return cls_sep(self.vocabulary)
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:

@@ -34,4 +34,4 @@ def build_objective(
 
 def family_of(config: Any) -> Family:
     """Gives the family of a run's config. Raises: UserError: this version does not know it."""
-    return get_family(config["family"])
+    return get_family(config.get("family", DEFAULT))

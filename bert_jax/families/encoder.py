@@ -23,6 +23,7 @@ def _begins_anew(config: Any) -> str:
 
 
 ROWS: dict[str, Field] = {
+    "family": Field("text", argument="configs/pretrain.py:family=..."),
     "model.layers": whole(1, 1_000),
     "model.width": whole(1),
     "model.heads": whole(1),

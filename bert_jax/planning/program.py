@@ -152,7 +152,7 @@ class _Walk:
         self._devices = _integer(r"num_partitions=(\d+)", header, 1) * _integer(
             r"replica_count=(\d+)", header, 1
         )
-        self._channels: set[tuple[str, str]] = set()  # of what was counted: (kind, channel)
+        self._channels: set[tuple[str, str]] = set()  # of collectives in fusions: (kind, channel)
 
     def follow(self, name: str, times: int) -> None:
         """Counts a computation that runs so often."""
@@ -225,22 +225,30 @@ class _Walk:
                 if _collective(instruction):
                     # The TPU compiler's reduce-scatter is a fusion of this name.
                     scatters = called.startswith("all-reduce-scatter")
-                    self._communicate(called, instruction, times, "reduce-scatter" * scatters)
+                    kind = "reduce-scatter" * scatters
+                    self._communicate(called, instruction, times, kind, spread=True)
                     found = True
                 elif instruction.opcode == "fusion":
                     found |= self._communicate_within(instruction, times)
         return found
 
     def _communicate(
-        self, computation: str, instruction: _Instruction, times: int, kind: str = ""
+        self,
+        computation: str,
+        instruction: _Instruction,
+        times: int,
+        kind: str = "",
+        spread: bool = False,
     ) -> None:
         kind = kind or _collective(instruction)
         # An asynchronous collective is spread over several fusions, all with its channel; a send
-        # may have the channel of a collective that has nothing to do with it.
+        # may have the channel of a collective that has nothing to do with it. Those that stand
+        # alone are each one of their own: of `shard_map` all have the same channel.
         if channel := re.search(r"\bchannel_id=\d+", instruction.attributes):
             if (kind, channel[0]) in self._channels:
                 return
-            self._channels.add((kind, channel[0]))
+            if spread:
+                self._channels.add((kind, channel[0]))
         devices = 1 if kind == "send" else _group_size(instruction.attributes, self._devices)
         size = sum(self._operand_bytes(computation, instruction))
         whole = size * devices if kind == "all-gather" else size

@@ -8,7 +8,6 @@ and once after it was written (`seal`): what cannot be read is told at the first
 
 import contextlib
 import itertools
-import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -84,7 +83,9 @@ class Checkpoints:
                     *([policies.EveryNSteps(every)] if every else []),
                     policies.LatestN(keep),
                     policies.BestN(
-                        get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+                        get_metric_fn=lambda metrics: metrics["score"],
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
                     ),
                 ]
             ),
@@ -306,10 +307,6 @@ def _check_readable(folder: Path) -> None:
 
 def _reason(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][-200:]  # the cause comes last
-
-
-def _score(metrics: Any) -> float:
-    return -math.inf if math.isnan(metrics["score"]) else metrics["score"]
 
 
 def has_checkpoint(workdir: str | Path) -> bool:

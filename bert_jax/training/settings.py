@@ -3,7 +3,7 @@
 from typing import Any
 
 from bert_jax.common.errors import UserError
-from bert_jax.common.fields import Field, Settings, number, one_of, path, switch, text, whole
+from bert_jax.common.fields import Field, Settings, number, one_of, path, switch, whole
 from bert_jax.training.optim import DECAYS, OPTIMIZERS
 
 
@@ -58,7 +58,6 @@ COMMON = {
 }
 _PRETRAIN: dict[str, Field] = {
     **COMMON,
-    "family": text(),
     "corpus": path(),
     "steps": whole(1),
     "seq_length": whole(1),

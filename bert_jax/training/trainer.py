@@ -140,10 +140,12 @@ class Trainer:
         return not known
 
     def lower(self, batch: Any) -> jax.stages.Lowered:
-        """Traces the step for a batch, or the shapes of one, without running it."""
-        return self._compiled_step.lower(
-            self.abstract_state, batch, jax.ShapeDtypeStruct((), jnp.float32)
-        )
+        """Traces the step for a batch, or the shapes of one, without running it.
+
+        What is compiled of it is the program of `step`, which then compiles none.
+        """
+        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(self.mesh))
+        return self._compiled_step.lower(self.abstract_state, batch, rate)
 
     def _step(self, state: State, batch: Batch, rate: jax.Array) -> tuple[State, jax.Array]:
         step, params = state["step"], state["params"]

@@ -43,6 +43,11 @@ class Pretrained:
     tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     family: str = DEFAULT
 
+    def __post_init__(self) -> None:
+        """Has the tokenizer join texts as the family does."""
+        if self.tokenizer is not None:
+            self.tokenizer.template = get_family(self.family).template(self.tokenizer.vocabulary)
+
     def body(self, dtype: str) -> Body:
         """The encoder, computing in `dtype`, with what fine-tuning put on it."""
         backbone = get_family(self.family).backbone(self.model, self.tokenizer.vocab_size, dtype)

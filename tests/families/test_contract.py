@@ -167,6 +167,7 @@ def test_it_is_fine_tuned_on_every_family_of_tasks(family, pretrained, data, tmp
     assert model.family == family.name and model.task is not None
     backbone = model.body("float32").backbone
     assert isinstance(Body(backbone).width, int)
+    assert model.tokenizer.template == family.template(model.tokenizer.vocabulary)
     opened = bert_jax.load(tmp_path / "tuned")
     if task == "classification":
         assert opened.classify(["the captain of the ship"])
