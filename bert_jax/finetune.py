@@ -32,6 +32,7 @@ from bert_jax.inference import loading
 from bert_jax.models.backbone import Backbone
 from bert_jax.models.body import Body
 from bert_jax.objectives.base import Metric
+from bert_jax.objectives.finetuning import TaskObjective
 from bert_jax.reports.finetuning import write_results, write_task
 from bert_jax.tasks import prediction_table
 from bert_jax.tasks.base import ONE_SEGMENT, Examples, Feature, Task, run_features
@@ -39,7 +40,7 @@ from bert_jax.tasks.settings import FINETUNE
 from bert_jax.training import distributed, loop, memory, optim, sharding
 from bert_jax.training.checkpoint import has_checkpoint, load_params
 from bert_jax.training.compile_cache import keep_programs
-from bert_jax.training.trainer import build_trainer
+from bert_jax.training.trainer import Trainer, build_trainer
 from bert_jax.training.workdir import alone_in, check_same, format_of, prepare_workdir
 from bert_jax.weights import store
 from bert_jax.weights.finetune_start import as_begun, initial_params, open_initial, read_splits
@@ -130,29 +131,15 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
     inputs = read_inputs(config, workdir, chosen)
     task, examples, features, phase = inputs.task, inputs.examples, inputs.features, inputs.phase
     model, tokenizer, widths = inputs.model, inputs.model.tokenizer, inputs.widths
-    first = [inputs.features["train"][0].arrays]
-    # At its greatest width, lest the initialisation be another program with other data.
-    example = buckets.collate(first, 1, tokenizer.pad_id, widths[-1:])
     body = Body(inputs.backbone, config.features, config.bilstm, config.bilstm_width)
     objective = task.objective(body)
-    trainer = build_trainer(
-        config, sharding.make_mesh(config.mesh), phase.stop, objective, example,
-        frozen=["encoder"] if config.features else (), format=format_of(workdir),
-    )  # fmt: skip
+    trainer = _trainer(config, inputs, objective, workdir)
     trainer.check_memory()
     begins = not distributed.from_main(has_checkpoint(workdir))
     initial = initial_params(config, model, task, trainer) if begins else None
-    described = config.to_dict() | {
-        "family": model.family,
-        "model": dict(model.model),
-        "steps": phase.stop,
-        "widths": list(widths),
-        "train_features": _fingerprint(features["train"]),  # the order of batches is made of them
-        "dev_examples": _fingerprint_of(examples["dev"]),  # the scores of checkpoints are of them
-    }
     longer = loop.longer(config, phase.stop, workdir)
     prepare_workdir(
-        workdir, described, (*MAY_CHANGE, "widths"), tokenizer,
+        workdir, _described(config, inputs), (*MAY_CHANGE, "widths"), tokenizer,
         lambda folder: write_task(folder, task), may_grow=MAY_GROW,
     )  # fmt: skip
     distributed.say(longer)
@@ -197,9 +184,31 @@ def finetune(config: Any, workdir: Path, chosen: Collection[str] = ()) -> dict[s
             widths,
         ),
     }
-
     predicted = {split: predictions(best, split) for split in examples if split != "train"}
     return _write(workdir, workdir, task, examples, predicted, facts)
+
+
+def _trainer(config: Any, inputs: Inputs, objective: TaskObjective, workdir: Path) -> Trainer:
+    first = [inputs.features["train"][0].arrays]
+    # At its greatest width, lest the initialisation be another program with other data.
+    example = buckets.collate(first, 1, inputs.model.tokenizer.pad_id, inputs.widths[-1:])
+    return build_trainer(
+        config, sharding.make_mesh(config.mesh), inputs.phase.stop, objective, example,
+        frozen=["encoder"] if config.features else (), format=format_of(workdir),
+    )  # fmt: skip
+
+
+def _described(config: Any, inputs: Inputs) -> dict[str, Any]:
+    """Makes the config.json of a run: its config, its model, and digests of what it learns from."""
+    return config.to_dict() | {
+        "family": inputs.model.family,
+        "model": dict(inputs.model.model),
+        "steps": inputs.phase.stop,
+        "widths": list(inputs.widths),
+        # The order of batches is made of these, and the scores of checkpoints are of those.
+        "train_features": _fingerprint(inputs.features["train"]),
+        "dev_examples": _fingerprint_of(inputs.examples["dev"]),
+    }
 
 
 def recorded_widths(config: Any, workdir: Path | None) -> Sequence[int]:

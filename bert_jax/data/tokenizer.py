@@ -25,7 +25,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +95,16 @@ class Tokenizer:
         self.tokens = [""] * self.vocab_size
         for token, number in ids.items():
             self.tokens[number] = token
-        found = {role: [t for t in names if t in ids] for role, names in ROLES.items()}
-        missing = [" or ".join(ROLES[role]) for role, names in found.items() if not names]
-        if missing:
-            raise UserError(f"{name} lacks the special token {', '.join(missing)}")
-        self.special_tokens = [names[0] for names in found.values()]
+        self.special_tokens = _special_tokens(ids, name)
         self.special_ids = [ids[token] for token in self.special_tokens]
         if len(set(self.special_ids)) < len(self.special_ids):
             raise UserError(f"{name}: special tokens share an id: {self.special_ids}")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
-        begins = self.kind == "unigram"
-        self.continuation = np.array([t.startswith("▁" if begins else "##") for t in self.tokens])
-        if begins:
-            self.continuation = ~self.continuation
-            first = [i for i, t in enumerate(self.tokens) if _is_control(t) or _CHINESE.match(t)]
-            self.continuation[first] = False
+        self.continuation = _continuation(self.tokens, self.kind)
         added = backend.get_added_tokens_decoder()
         self.continuation[list(added)] = False
-        spaced = {i for i, token in added.items() if begins and token.lstrip}
+        unigram = self.kind == "unigram"
+        spaced = {i for i, token in added.items() if unigram and token.lstrip}
         self._spaced = spaced.difference(self.special_ids)
         if any(t.special and t.content not in self.special_tokens for t in added.values()):
             # Others, such as markers of entities, are matched in text, as those who made them do.
@@ -183,6 +175,23 @@ class Tokenizer:
         write_whole(folder / "tokenizer.json", self.text)
         if self.kind == "wordpiece":
             write_whole(folder / "vocab.txt", "".join(token + "\n" for token in self.tokens))
+
+
+def _special_tokens(known: Collection[str], name: str) -> list[str]:
+    """Finds the token of each role. Raises: UserError, naming the vocabulary: one is missing."""
+    found = {role: [t for t in names if t in known] for role, names in ROLES.items()}
+    missing = [" or ".join(ROLES[role]) for role, names in found.items() if not names]
+    if missing:
+        raise UserError(f"{name} lacks the special token {', '.join(missing)}")
+    return [names[0] for names in found.values()]
+
+
+def _continuation(tokens: Sequence[str], kind: str) -> np.ndarray:
+    """Says which pieces go on with a word: bool[V]."""
+    if kind == "wordpiece":
+        return np.array([token.startswith("##") for token in tokens])
+    starts = [t.startswith("▁") or _is_control(t) or bool(_CHINESE.match(t)) for t in tokens]
+    return ~np.array(starts)
 
 
 def _from_json(text: str) -> Tokenizer:

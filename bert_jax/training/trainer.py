@@ -83,20 +83,24 @@ class Trainer:
             nn.meta.unbox(boxed),
             shardings,
         )
+        self._prepare_programs(shardings)
+
+    def _prepare_programs(self, shardings: State) -> None:
+        """Makes the step and the evaluation, which are compiled where they are first called."""
         self._shapes: set[tuple[Any, ...]] = set()  # of the batches so far
         self._param_specs = jax.tree.map(lambda s: s.spec, shardings["params"])
         step = jax.jit(
-            sharding.on_mesh(mesh, self._step), donate_argnums=0,
-            out_shardings=(shardings, sharding.replicated(mesh)),
-            compiler_options=memory.compiler_options(mesh.devices.flat[0].platform),
+            sharding.on_mesh(self.mesh, self._step), donate_argnums=0,
+            out_shardings=(shardings, sharding.replicated(self.mesh)),
+            compiler_options=memory.compiler_options(self.mesh.devices.flat[0].platform),
         )  # fmt: skip
         self._compiled_step = memory.Checked(
             step, "a step", "lower batch_size or the length, raise accumulation, or set remat"
         )
         # A program of its own, lest a step of another schedule be another program to compile.
-        self._rate = jax.jit(sharding.on_mesh(mesh, learning_rate))
+        self._rate = jax.jit(sharding.on_mesh(self.mesh, self.learning_rate))
         self.evaluate_batch = self.jit(
-            lambda params, batch: objective.loss(params, batch, jax.random.key(0), False)[1]
+            lambda params, batch: self.objective.loss(params, batch, jax.random.key(0), False)[1]
         )
 
     def init(self, params: Any = None) -> State:

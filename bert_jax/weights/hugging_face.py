@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import tokenizers
+from flax.traverse_util import unflatten_dict
 from tokenizers import processors
 
 from bert_jax.common import schemas
@@ -26,7 +27,7 @@ from bert_jax.common.files import (
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, wordpiece_tokenizer
 from bert_jax.families import FAMILIES, get_family
 from bert_jax.families.base import Family
-from bert_jax.families.names import Names
+from bert_jax.families.names import Array, Names
 from bert_jax.weights.hugging_face_task import in_own_unit, read_task, task_config
 from bert_jax.weights.store import HUB, Pretrained, check_params, new_folder, some
 
@@ -83,57 +84,22 @@ def assemble(
 
     Raises: UserError listing the names and shapes that do not fit.
     """
-    theirs = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): value
-        for name, value in theirs.items()
-    }  # the first releases kept TensorFlow's names
     family = _family(config)
     names = family.known_elsewhere()
-    if not any(name.startswith(names.prefix) for name in theirs):  # of a bare model
-        theirs = {f"{names.prefix}{name}": value for name, value in theirs.items()}
-    theirs.pop(f"{names.prefix}embeddings.position_ids", None)  # 0, 1, 2, ...
-    for copy, original in names.tied.items():
-        value = theirs.pop(copy, None)
-        if value is not None and not np.array_equal(value, theirs.setdefault(original, value)):
-            raise UserError(
-                f"{where}: {copy} differs from {original}; an output layer of its own, not tied "
-                "to the embeddings, is not supported"
-            )
-    architecture = (config.get("architectures") or [""])[0]
+    theirs = _as_with_heads(theirs, names, where)
     _check_numbers(names, config, where)
     model, backbone = names.model(config, where)
-    parts = {}
-    for part, prefix in names.parts.items():
-        own = prefix != "classifier" or part == names.classifiers.get(architecture, "classifier")
-        if own and any(name.startswith(prefix) for name in theirs):
-            weight = theirs.get(f"{prefix}.weight")
-            parts[part] = 0 if weight is None else len(weight)
+    parts = _parts_in(theirs, config, names)
     table = names.arrays(backbone, parts)
-    wrong = []
-    for array in table.values():
-        found = theirs.get(array.theirs)
-        shape = "absent" if found is None else tuple(found.shape)
-        if shape != array.their_shape:
-            wrong.append(f"{array.theirs}: {shape}, expected {array.their_shape}")
-    if wrong:
-        raise UserError(f"{where}: {len(wrong)} arrays do not fit: {some(wrong)}")
+    _check_shapes(theirs, table, where)
     rows = config["vocab_size"]
     if tokenizer.vocab_size > rows:
         raise UserError(
             f"{where}: {tokenizer.vocab_size} tokens in the vocabulary, but {rows} embeddings"
         )
-    params: dict[str, Any] = {}
-    for name, array in table.items():
-        value = array.to_ours(theirs[array.theirs])
-        if name in ("encoder/embeddings/token", "mlm_head/bias"):
-            value = value[: tokenizer.vocab_size]
-        *parents, leaf = name.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
+    arrays = {name: array.to_ours(theirs[array.theirs]) for name, array in table.items()}
+    for name in {"encoder/embeddings/token", "mlm_head/bias"} & arrays.keys():
+        arrays[name] = arrays[name][: tokenizer.vocab_size]
     notes = list(notes)
     if rows > tokenizer.vocab_size:
         cut = rows - tokenizer.vocab_size
@@ -142,9 +108,62 @@ def assemble(
     if unused:
         notes.append(f"not used: {', '.join(unused)}")
     task, told = read_task(config, parts, where)
+    params = unflatten_dict(arrays, sep="/")
     made = Pretrained(model, params, tokenizer, task, (*notes, *told), family=family.name)
     check_params(made, where)
     return made
+
+
+def _as_with_heads(
+    theirs: Mapping[str, np.ndarray], names: Names, where: Path
+) -> dict[str, np.ndarray]:
+    """Gives arrays the names that they have in a model with heads today, each array once.
+
+    Raises: UserError: a copy of an array differs from it.
+    """
+    renamed = {}
+    for name, value in theirs.items():  # the first releases kept TensorFlow's names
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = value
+    if not any(name.startswith(names.prefix) for name in renamed):  # of a bare model
+        renamed = {f"{names.prefix}{name}": value for name, value in renamed.items()}
+    renamed.pop(f"{names.prefix}embeddings.position_ids", None)  # 0, 1, 2, ...
+    for copy, original in names.tied.items():
+        value = renamed.pop(copy, None)
+        if value is not None and not np.array_equal(value, renamed.setdefault(original, value)):
+            raise UserError(
+                f"{where}: {copy} differs from {original}; an output layer of its own, not tied "
+                "to the embeddings, is not supported"
+            )
+    return renamed
+
+
+def _parts_in(
+    theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], names: Names
+) -> dict[str, int]:
+    """Finds our parts that the arrays make, with the number of classes where there are any."""
+    architecture = (config.get("architectures") or [""])[0]
+    parts = {}
+    for part, prefix in names.parts.items():
+        own = prefix != "classifier" or part == names.classifiers.get(architecture, "classifier")
+        if own and any(name.startswith(prefix) for name in theirs):
+            weight = theirs.get(f"{prefix}.weight")
+            parts[part] = 0 if weight is None else len(weight)
+    return parts
+
+
+def _check_shapes(
+    theirs: Mapping[str, np.ndarray], table: Mapping[str, Array], where: Path
+) -> None:
+    """Raises UserError, listing them: arrays that are absent, or have another shape."""
+    wrong = []
+    for array in table.values():
+        found = theirs.get(array.theirs)
+        shape = "absent" if found is None else tuple(found.shape)
+        if shape != array.their_shape:
+            wrong.append(f"{array.theirs}: {shape}, expected {array.their_shape}")
+    if wrong:
+        raise UserError(f"{where}: {len(wrong)} arrays do not fit: {some(wrong)}")
 
 
 def disassemble(
