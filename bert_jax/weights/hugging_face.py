@@ -121,7 +121,7 @@ def _as_with_heads(
 
     Raises: UserError: a copy of an array differs from it.
     """
-    renamed = {}
+    renamed: dict[str, Any] = {}
     for name, value in theirs.items():  # the first releases kept TensorFlow's names
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
         renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = value
