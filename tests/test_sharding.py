@@ -139,6 +139,17 @@ def test_rows_and_whole_batches_become_the_same_array():
     np.testing.assert_array_equal(sharding.to_host(made), rows["tokens"])
 
 
+def test_a_process_gives_the_rows_that_it_holds(monkeypatch):
+    """As the second of two processes: its rows are counted from its first."""
+    monkeypatch.setattr(sharding, "local_rows", lambda *_: np.arange(8, 16))
+    monkeypatch.setattr(
+        jax, "make_array_from_callback", lambda _shape, _sharding, rows: rows((slice(12, 14),))
+    )
+    held = np.arange(8, 16)
+    assert sharding.to_global(mesh_of(8, 1, 1), held, 16).tolist() == [12, 13]
+    assert sharding.to_global(mesh_of(8, 1, 1), np.arange(16), 16).tolist() == [12, 13]
+
+
 def test_the_next_item_is_asked_for_before_one_is_used():
     events = []
 

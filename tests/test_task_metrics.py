@@ -9,6 +9,7 @@ import warnings
 import pytest
 
 from bert_jax import tasks
+from bert_jax.tasks import metrics
 from bert_jax.tasks.metrics import accuracy, f1, macro_f1, matthews, pearson, set_f1, spearman
 
 
@@ -170,3 +171,8 @@ def test_sets_against_the_definitions():
 def test_of_nothing_every_score_is_zero(task):
     scores = task.score([], [])
     assert scores[task.metric] == 0 and set(scores.values()) == {0}
+
+
+def test_a_number_at_the_threshold_is_positive():
+    """Two texts of KLUE's STS mean the same from 3.0 on."""
+    assert metrics.of_numbers("f1", [[3.0], [2.9]], [[3.0], [2.0]], 3.0) == 1.0
