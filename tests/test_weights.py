@@ -183,6 +183,15 @@ def test_merge_refuses_what_does_not_fit():
 # New tokens.
 
 
+def test_embeddings_of_new_tokens_follow_the_seed():
+    model = open_model(GOLDEN / "encoder")
+    rows = [
+        add_tokens(model, ["zzyzx"], seed).params["encoder"]["embeddings"]["token"][-1]
+        for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[0], rows[2])
+
+
 def test_new_tokens_are_whole_words_at_the_end(tmp_path):
     old = open_model(GOLDEN / "pretraining")
     old = dataclasses.replace(old, model={**old.model, "init_stddev": 0.5})
