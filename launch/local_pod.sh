@@ -12,7 +12,7 @@ if [[ $# -lt 4 || ! $1 =~ ^[1-9][0-9]*$ || ! $2 =~ ^[1-9][0-9]*$ || $3 != -- ]];
 fi
 processes=$1 devices=$2
 shift 3
-restart_code=75 # errors.py
+restart_code=75 # common/errors.py
 
 ended=
 pids=()

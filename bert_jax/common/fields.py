@@ -144,7 +144,7 @@ class Settings:
     together: Callable[[Any], None] = lambda config: None
 
     def describes(self, config: Any) -> bool:
-        """Whether a config, or None, is of this kind: it has all sections and fields of it."""
+        """Says whether a config (None: there is none) has all fields and sections of this kind."""
         return config is not None and all(name.split(".")[0] in config for name in self.rows)
 
     def check(self, config: Any, chosen: Collection[str] = ()) -> None:

@@ -1,6 +1,6 @@
 """What stands around one text and two when they become one sequence: a vocabulary's special tokens.
 
-Families of models differ in it: BERT has [CLS] A [SEP] B [SEP], RoBERTa <s> A </s></s> B </s>.
+Families of models differ in it: [CLS] A [SEP] B [SEP] in one, <s> A </s></s> B </s> in another.
 Nothing else of the package knows where a special token goes.
 """
 
@@ -103,6 +103,6 @@ class Template:
 
 
 def cls_sep(vocabulary: Vocabulary) -> Template:
-    """Makes the template of BERT and all that kept it: [CLS] A [SEP], [CLS] A [SEP] B [SEP]."""
+    """Makes the template [CLS] A [SEP], and of two texts [CLS] A [SEP] B [SEP]."""
     cls, sep, pad = (vocabulary.id(role) for role in ("cls", "sep", "pad"))
     return Template((cls,), (sep,), (sep,), pad)

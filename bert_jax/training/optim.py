@@ -1,4 +1,4 @@
-"""Optimisers and learning rates of BERT, each difference between paper, code and today a switch.
+"""Optimisers and learning rates; each difference between paper, code and today is a switch.
 
 Sources: BERT paper A.2; google-research/bert `optimization.py` (AdamWeightDecayOptimizer);
 LAMB: arXiv 1904.00962 with the exclusions of google-research/albert `lamb_optimizer.py`.

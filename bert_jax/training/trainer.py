@@ -1,6 +1,6 @@
 """What one step of training is: an objective and an optimiser on a mesh, as jitted functions.
 
-The loop that calls them is in `train`.
+The loop that calls them is in `loop`.
 """
 
 import functools
